@@ -1,0 +1,74 @@
+"""bloomlab: a Jupyter-first research lab for the BLOOM language models.
+
+`import bloomlab as bl` is cheap: what a name needs is imported when the name is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bloomlab import plots, widgets
+    from bloomlab.errors import BloomlabError
+    from bloomlab.model.bloom import BloomModel
+    from bloomlab.model.cache import KVCache
+    from bloomlab.model.checkpoint import load
+    from bloomlab.model.config import BloomConfig
+    from bloomlab.model.heads import (
+        BloomForCausalLM,
+        BloomForQuestionAnswering,
+        BloomForSequenceClassification,
+        BloomForTokenClassification,
+    )
+    from bloomlab.session import Session
+    from bloomlab.tokens import BloomTokenizer, BloomTokenizerFast
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "BloomConfig": "model.config",
+    "BloomForCausalLM": "model.heads",
+    "BloomForQuestionAnswering": "model.heads",
+    "BloomForSequenceClassification": "model.heads",
+    "BloomForTokenClassification": "model.heads",
+    "BloomModel": "model.bloom",
+    "BloomTokenizer": "tokens",
+    "BloomTokenizerFast": "tokens",
+    "BloomlabError": "errors",
+    "KVCache": "model.cache",
+    "Session": "session",
+    "load": "model.checkpoint",
+}
+_PACKAGES = ("plots", "widgets")
+
+__all__ = [
+    "BloomConfig",
+    "BloomForCausalLM",
+    "BloomForQuestionAnswering",
+    "BloomForSequenceClassification",
+    "BloomForTokenClassification",
+    "BloomModel",
+    "BloomTokenizer",
+    "BloomTokenizerFast",
+    "BloomlabError",
+    "KVCache",
+    "Session",
+    "load",
+    "plots",
+    "widgets",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PACKAGES:
+        return import_module(f"bloomlab.{name}")
+    if name in _HOMES:
+        value = getattr(import_module(f"bloomlab.{_HOMES[name]}"), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(
+        f"module 'bloomlab' has no attribute {name!r}; it has {', '.join(__all__)}"
+    )
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,64 @@
+"""Every error class: what was wrong, what was got, what was expected, what to do."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class BloomlabError(Exception):
+    """Base of all errors that a user of bloomlab can cause and mend."""
+
+
+class UnknownNameError(BloomlabError, LookupError):
+    """A hook, argument, layer, head or model name that does not exist."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str], *, where: str = "") -> None:
+        names = list(known)
+        close = difflib.get_close_matches(str(name), names, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        listing = where or ("Known: " + ", ".join(names) + "." if len(names) <= 40 else "")
+        super().__init__(f"no {kind} {name!r}.{hint} {listing}".rstrip())
+
+
+class UnknownArgumentError(BloomlabError, TypeError):
+    """A keyword argument that the function does not take."""
+
+    def __init__(self, function: str, name: str, known: Iterable[str]) -> None:
+        names = list(known)
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        super().__init__(
+            f"{function} got an unknown argument {name!r}.{hint} It takes: {', '.join(names)}."
+        )
+
+
+class InputError(BloomlabError, ValueError):
+    """An input (token ids, mask, text, label) of the wrong kind, range or combination."""
+
+
+class ShapeError(InputError):
+    """A tensor of the wrong shape."""
+
+    def __init__(self, name: str, *, got: Iterable[int], expected: str, fix: str = "") -> None:
+        super().__init__(
+            f"{name} has shape {tuple(got)}, expected {expected}.{' ' + fix if fix else ''}"
+        )
+
+
+class ConfigError(BloomlabError, ValueError):
+    """A configuration that describes no BLOOM."""
+
+
+class CacheError(BloomlabError, ValueError):
+    """A key-value cache used with inputs or a model it does not fit."""
+
+
+class CheckpointError(BloomlabError, OSError):
+    """A checkpoint that cannot be found, trusted or read; nothing was loaded."""
+
+
+class TokenizerError(BloomlabError, ValueError):
+    """A tokenizer that is missing or cannot do what was asked."""
+
+
+class UnsupportedError(BloomlabError, NotImplementedError):
+    """A request that is not defined for this model."""

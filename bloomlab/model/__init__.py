@@ -1,0 +1,1 @@
+"""The BLOOM itself: configuration, modules, hooks, cache, generation, checkpoints."""

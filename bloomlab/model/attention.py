@@ -1,0 +1,213 @@
+"""Multi-head attention of BLOOM: fused unless someone looks at scores or pattern."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bloomlab.model.alibi import AttentionBias, alibi_slopes
+from bloomlab.model.cache import Extension
+from bloomlab.model.config import BloomConfig
+from bloomlab.model.hooks import HookPoint, hooked, is_hooked
+
+
+class Attended(NamedTuple):
+    """What one attention layer hands back."""
+
+    out: Tensor  # batch query d_model
+    pattern: Tensor | None  # batch head query key, when asked for
+
+
+class Attention(nn.Module):
+    """Attention layer; hook names and shapes follow TransformerLens.
+
+    `slopes` (float32, one a head, in logits per token) may be edited or replaced at any time.
+    """
+
+    def __init__(self, config: BloomConfig, layer: int) -> None:
+        super().__init__()
+        self.layer, self.n_head, self.d_head = layer, config.n_head, config.d_head
+        self.dropout = config.attention_dropout
+        self.tp = config.pretraining_tp if config.slow_but_exact else 1
+        self.slopes = alibi_slopes(config.n_head)
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
+        self.o = nn.Linear(config.hidden_size, config.hidden_size)
+        self.hook_attn_in = HookPoint()  # batch query head d_model; when hooked
+        self.hook_q_input = HookPoint()  # batch query head d_model; when hooked
+        self.hook_k_input = HookPoint()  # batch query head d_model; when hooked
+        self.hook_v_input = HookPoint()  # batch query head d_model; when hooked
+        self.hook_q = HookPoint()  # batch query head d_head
+        self.hook_k = HookPoint()  # batch query head d_head; of the new tokens
+        self.hook_v = HookPoint()  # batch query head d_head; of the new tokens
+        self.hook_alibi = HookPoint()  # batch head query key; the bias alone, in logits
+        self.hook_attn_scores = HookPoint()  # batch head query key; biased and masked, in logits
+        self.hook_pattern = HookPoint()  # batch head query key; before head mask and dropout
+        self.hook_z = HookPoint()  # batch query head d_head; after the head mask
+        self.hook_result = HookPoint()  # batch query head d_model; when hooked
+
+    @property
+    def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
+        """Query weights: a view of the fused parameter."""
+        return self._weights(0)
+
+    @property
+    def W_K(self) -> Float[Tensor, "head d_model d_head"]:
+        """Key weights: a view of the fused parameter."""
+        return self._weights(1)
+
+    @property
+    def W_V(self) -> Float[Tensor, "head d_model d_head"]:
+        """Value weights: a view of the fused parameter."""
+        return self._weights(2)
+
+    @property
+    def W_O(self) -> Float[Tensor, "head d_head d_model"]:
+        """Output weights: a view of the parameter."""
+        return rearrange(self.o.weight, "m (h d) -> h d m", h=self.n_head)
+
+    @property
+    def b_Q(self) -> Float[Tensor, "head d_head"]:
+        """Query biases: a view of the fused parameter."""
+        return self._biases(0)
+
+    @property
+    def b_K(self) -> Float[Tensor, "head d_head"]:
+        """Key biases: a view of the fused parameter."""
+        return self._biases(1)
+
+    @property
+    def b_V(self) -> Float[Tensor, "head d_head"]:
+        """Value biases: a view of the fused parameter."""
+        return self._biases(2)
+
+    @property
+    def b_O(self) -> Float[Tensor, " d_model"]:
+        """Output bias: the parameter itself."""
+        return self.o.bias
+
+    def _weights(self, part: int) -> Tensor:
+        # BLOOM interleaves q, k and v per head.
+        return rearrange(self.qkv.weight, "(h three d) m -> three h m d", h=self.n_head, three=3)[
+            part
+        ]
+
+    def _biases(self, part: int) -> Tensor:
+        return rearrange(self.qkv.bias, "(h three d) -> three h d", h=self.n_head, three=3)[part]
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch query d_model"],
+        *,
+        inputs: "HeadInputs | None",
+        bias: AttentionBias,
+        extension: Extension | None,
+        head_mask: Float[Tensor, "#batch head"] | None,
+        output_attentions: bool,
+    ) -> Attended:
+        """The layer's write to the residual stream, for normalised input `x`."""
+        batch, n_query, _ = x.shape
+        # BLOOM interleaves q, k and v per head. (Plain views here and below: at the demo's size
+        # einops would cost more than the arithmetic.)
+        q, k, v = self.qkv(x).view(batch, n_query, self.n_head, 3, self.d_head).unbind(3)
+        if inputs is not None:
+            q, k, v = (
+                self._projected(i, part, t)
+                for i, (part, t) in zip(inputs, enumerate((q, k, v)), strict=True)
+            )
+        q = hooked(self.hook_q, q).transpose(1, 2)
+        k = hooked(self.hook_k, k).transpose(1, 2)
+        v = hooked(self.hook_v, v).transpose(1, 2)
+        if extension is not None:
+            k, v = extension.update(self.layer, k, v)
+        attend = self._eager if output_attentions or self._must_be_eager(bias) else self._fused
+        z, pattern = attend(q, k, v, bias)
+        if head_mask is not None:
+            z = z * head_mask[:, :, None, None].to(z.dtype)
+            pattern = None if pattern is None else pattern * head_mask[:, :, None, None].to(z.dtype)
+        z = hooked(self.hook_z, z.transpose(1, 2))
+        if is_hooked(self.hook_result):
+            result = einsum(z, self.W_O, "b q h d, h d m -> b q h m")
+            out = self.hook_result(result).sum(2) + self.o.bias
+        else:
+            out = sliced_linear(self.o, z.reshape(batch, n_query, -1), self.tp)
+        return Attended(out, pattern if output_attentions else None)
+
+    def _must_be_eager(self, bias: AttentionBias) -> bool:
+        # transformers rounds score + bias to the model's dtype; no fused kernel does. In half
+        # precision that is no small change: at position 1000 bfloat16 counts in steps of 4.
+        rounded = bias.mode == "hf" and bias.dtype in (torch.bfloat16, torch.float16)
+        dropping = self.training and self.dropout > 0
+        return (
+            rounded or dropping or is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)
+        )
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> tuple[Tensor, None]:
+        if is_hooked(self.hook_alibi):
+            mask = bias.masked(self._hooked_alibi(q, k, bias))
+        else:
+            mask = bias.additive(self.slopes)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
+
+    def _eager(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> tuple[Tensor, Tensor]:
+        batch, n_head, n_query, _ = q.shape
+        alibi = (
+            self._hooked_alibi(q, k, bias)
+            if is_hooked(self.hook_alibi)
+            else bias.alibi(self.slopes)
+        )
+        scale = 1 / math.sqrt(self.d_head)
+        if bias.mode == "hf":  # transformers' operations in its order: equal to the last bit
+            rows = alibi.expand(batch, n_head, -1, -1).flatten(0, 1)
+            scores = torch.baddbmm(rows, q.flatten(0, 1), k.flatten(0, 1).mT, beta=1.0, alpha=scale)
+            scores = scores.view(batch, n_head, n_query, -1)
+        else:
+            wide = torch.promote_types(q.dtype, torch.float32)
+            scores = (q.to(wide) @ k.to(wide).mT) * scale + alibi
+        if bias.visible is not None:
+            scores = scores.masked_fill(~bias.visible, torch.finfo(scores.dtype).min)
+        scores = hooked(self.hook_attn_scores, scores)
+        wide = torch.promote_types(scores.dtype, torch.float32)
+        pattern = hooked(self.hook_pattern, scores.softmax(-1, dtype=wide).to(v.dtype))
+        pattern = F.dropout(pattern, self.dropout, self.training)
+        return pattern @ v, pattern
+
+    def _hooked_alibi(self, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
+        # a copy with every query's own row, so that a hook may edit any entry in place
+        shape = (len(q), self.n_head, q.shape[2], k.shape[2])
+        return self.hook_alibi(bias.alibi(self.slopes).expand(shape).clone())
+
+    def _projected(self, head_input: Tensor | None, part: int, otherwise: Tensor) -> Tensor:
+        if head_input is None:
+            return otherwise
+        return einsum(head_input, self._weights(part), "b q h m, h m d -> b q h d") + self._biases(
+            part
+        )
+
+
+class HeadInputs(NamedTuple):
+    """Normalised input of q, k and v for each head, where someone forked the stream."""
+
+    q: Tensor | None  # batch query head d_model
+    k: Tensor | None
+    v: Tensor | None
+
+
+def sliced_linear(
+    layer: nn.Linear, x: Float[Tensor, "batch query d_in"], n_slice: int
+) -> Float[Tensor, "batch query d_out"]:
+    """`layer(x)`, its input summed in `n_slice` parts as tensor-parallel training summed it.
+
+    transformers' `slow_but_exact` forgets the bias here; this does not.
+    """
+    if n_slice == 1:
+        return layer(x)
+    width = layer.weight.shape[1] / n_slice
+    cuts = [int(i * width) for i in range(n_slice + 1)]
+    out = torch.zeros(*x.shape[:-1], len(layer.weight), dtype=x.dtype, device=x.device)
+    for start, end in zip(cuts, cuts[1:], strict=False):
+        out = out + F.linear(x[..., start:end], layer.weight[:, start:end])
+    return out + layer.bias

@@ -1,0 +1,163 @@
+"""LayerNorm, MLP and the transformer block, each intermediate behind a hook point."""
+
+import torch
+from einops import repeat
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from bloomlab.model.alibi import AttentionBias
+from bloomlab.model.attention import Attention, HeadInputs, sliced_linear
+from bloomlab.model.cache import Extension
+from bloomlab.model.config import BloomConfig
+from bloomlab.model.hooks import HookPoint, hooked, is_hooked
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation; hooked or not, the same formula in at least float32."""
+
+    def __init__(self, config: BloomConfig) -> None:
+        super().__init__()
+        self.eps = config.layer_norm_epsilon
+        self.weight = nn.Parameter(torch.ones(config.hidden_size))
+        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
+        self.hook_scale = HookPoint()  # batch pos 1; sqrt(variance + eps)
+        self.hook_normalized = HookPoint()  # batch pos d_model; before gain and bias
+
+    @property
+    def w(self) -> Float[Tensor, " d_model"]:
+        """The gain, under TransformerLens' name."""
+        return self.weight
+
+    @property
+    def b(self) -> Float[Tensor, " d_model"]:
+        """The bias, under TransformerLens' name."""
+        return self.bias
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """`x` with zero mean and unit variance, times gain plus bias."""
+        if not (is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)):
+            return self.plain(x)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        centred = wide - wide.mean(-1, keepdim=True)
+        scale = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
+        normalized = hooked(self.hook_normalized, centred / hooked(self.hook_scale, scale))
+        return (normalized * self.weight.to(wide.dtype) + self.bias.to(wide.dtype)).to(x.dtype)
+
+    def plain(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
+        """The same without hooks, for any leading axes."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class MLP(nn.Module):
+    """Two linear maps with a tanh-approximated GELU between."""
+
+    def __init__(self, config: BloomConfig) -> None:
+        super().__init__()
+        self.tp = config.pretraining_tp if config.slow_but_exact else 1
+        self.fc_in = nn.Linear(config.hidden_size, 4 * config.hidden_size)
+        self.fc_out = nn.Linear(4 * config.hidden_size, config.hidden_size)
+        self.hook_pre = HookPoint()  # batch pos d_mlp
+        self.hook_post = HookPoint()  # batch pos d_mlp
+
+    @property
+    def W_in(self) -> Float[Tensor, "d_model d_mlp"]:
+        """Input weights: a view of the parameter."""
+        return self.fc_in.weight.T
+
+    @property
+    def W_out(self) -> Float[Tensor, "d_mlp d_model"]:
+        """Output weights: a view of the parameter."""
+        return self.fc_out.weight.T
+
+    @property
+    def b_in(self) -> Float[Tensor, " d_mlp"]:
+        """Input bias: the parameter itself."""
+        return self.fc_in.bias
+
+    @property
+    def b_out(self) -> Float[Tensor, " d_model"]:
+        """Output bias: the parameter itself."""
+        return self.fc_out.bias
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
+        """The MLP's write to the residual stream, for normalised input `x`."""
+        pre = hooked(self.hook_pre, self.fc_in(x))
+        post = hooked(self.hook_post, F.gelu(pre, approximate="tanh"))
+        return sliced_linear(self.fc_out, post, self.tp)
+
+
+class Block(nn.Module):
+    """One transformer block; its hooks see the additive contributions, not the running sums."""
+
+    hook_out_is_single_residual_stream = True  # TransformerLens' logit lens asks
+
+    def __init__(self, config: BloomConfig, layer: int) -> None:
+        super().__init__()
+        self.post_norm_skip = config.apply_residual_connection_post_layernorm
+        self.dropout = config.hidden_dropout
+        self.ln1 = LayerNorm(config)
+        self.attn = Attention(config, layer)
+        self.ln2 = LayerNorm(config)
+        self.mlp = MLP(config)
+        self.hook_resid_pre = HookPoint()  # batch pos d_model
+        self.hook_attn_out = HookPoint()  # batch pos d_model
+        self.hook_resid_mid = HookPoint()  # batch pos d_model
+        self.hook_mlp_in = HookPoint()  # batch pos d_model; when hooked: resid_mid, MLP branch only
+        self.hook_mlp_out = HookPoint()  # batch pos d_model
+        self.hook_resid_post = HookPoint()  # batch pos d_model
+
+    def forward(
+        self,
+        resid: Float[Tensor, "batch query d_model"],
+        *,
+        bias: AttentionBias,
+        extension: Extension | None,
+        head_mask: Float[Tensor, "#batch head"] | None,
+        output_attentions: bool,
+    ) -> tuple[Float[Tensor, "batch query d_model"], Tensor | None]:
+        """The residual stream after this block, and the pattern if asked for."""
+        resid_pre = hooked(self.hook_resid_pre, resid)
+        normed = self.ln1(resid_pre)
+        attended = self.attn(
+            normed,
+            inputs=self._head_inputs(resid_pre),
+            bias=bias,
+            extension=extension,
+            head_mask=head_mask,
+            output_attentions=output_attentions,
+        )
+        attn_out = hooked(self.hook_attn_out, F.dropout(attended.out, self.dropout, self.training))
+        skip = normed if self.post_norm_skip else resid_pre
+        resid_mid = hooked(self.hook_resid_mid, skip + attn_out)
+
+        normed = self.ln2(resid_mid)
+        mlp_in = (
+            self.ln2.plain(self.hook_mlp_in(resid_mid.clone()))
+            if is_hooked(self.hook_mlp_in)
+            else normed
+        )
+        mlp_out = hooked(
+            self.hook_mlp_out, F.dropout(self.mlp(mlp_in), self.dropout, self.training)
+        )
+        skip = normed if self.post_norm_skip else resid_mid
+        return hooked(self.hook_resid_post, skip + mlp_out), attended.pattern
+
+    def _head_inputs(self, resid: Tensor) -> HeadInputs | None:
+        """Each head's own copy of the stream, where hooks ask for one; normalised afterwards."""
+        attn = self.attn
+        splits = attn.hook_q_input, attn.hook_k_input, attn.hook_v_input
+        shared = is_hooked(attn.hook_attn_in)
+        if not shared and not any(map(is_hooked, splits)):
+            return None
+        forked = repeat(resid, "b q m -> b q h m", h=attn.n_head)
+        if shared:
+            forked = attn.hook_attn_in(forked.clone())
+        return HeadInputs(
+            *(
+                self.ln1.plain(point(forked.clone()) if is_hooked(point) else forked)
+                if shared or is_hooked(point)
+                else None
+                for point in splits
+            )
+        )

@@ -1,0 +1,335 @@
+"""BloomModel: embeddings, blocks and final norm; every class with a head on top is one too."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from bloomlab.errors import CacheError, InputError, UnknownArgumentError
+from bloomlab.model.block import Block, LayerNorm
+from bloomlab.model.cache import KVCache
+from bloomlab.model.checkpoint import Checkpoints
+from bloomlab.model.config import ALIBI_MODES, BloomConfig
+from bloomlab.model.hooks import HookPoint, hooked
+from bloomlab.model.inputs import (
+    attention_bias,
+    check_ids,
+    check_stream,
+    layer_head_mask,
+    layer_range,
+)
+from bloomlab.model.lens import LensProtocol
+from bloomlab.model.outputs import BaseModelOutputWithPastAndCrossAttentions
+
+Inputs = Tensor | str | Sequence[str]
+
+
+class Embedding(nn.Embedding):
+    """Token embedding, before the embedding LayerNorm."""
+
+    def __init__(self, config: BloomConfig) -> None:
+        super().__init__(config.vocab_size, config.hidden_size)
+        self.hook_out = HookPoint()  # batch pos d_model
+
+    @property
+    def W_E(self) -> Float[Tensor, "vocab d_model"]:
+        """The table itself, under TransformerLens' name."""
+        return self.weight
+
+    def forward(self, input: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """Rows of the table."""
+        return hooked(self.hook_out, super().forward(input))
+
+
+class Backbone(NamedTuple):
+    """What the blocks leave behind, before any head."""
+
+    last: Tensor  # batch pos d_model; after the final norm
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # layer + 1 of [batch pos d_model]
+    attentions: tuple[Tensor, ...] | None = None  # layer of [batch head query key]
+    stopped: Tensor | None = None  # the stream before `stop_at_layer`
+
+    def fields(self, *, past: bool = True) -> dict[str, Any]:
+        """The fields that outputs of all classes share."""
+        shared = {"hidden_states": self.hidden_states, "attentions": self.attentions}
+        return {**shared, "past_key_values": self.past_key_values} if past else shared
+
+
+class BloomModel(LensProtocol, Checkpoints):
+    """A BLOOM without a head: token ids in, hidden states out.
+
+    Args:
+        config: a BloomConfig, or transformers' own.
+
+    Attributes:
+        config: transformers' view of the configuration.
+        cfg: TransformerLens' view of it.
+        tokenizer: the tokenizer that belongs to the weights, or None.
+    """
+
+    # What transformers' Trainer asks of a model.
+    accepts_loss_kwargs = False
+    supports_gradient_checkpointing = True
+    main_input_name = "input_ids"
+
+    def __init__(self, config: Any) -> None:
+        super().__init__()
+        if not isinstance(config, BloomConfig):
+            config = BloomConfig.from_dict(config.to_dict())
+        self.config = config
+        self.gradient_checkpointing = False
+        self._checkpointing_arguments: dict[str, Any] = {}
+        self.embed = Embedding(config)
+        self.embed_ln = LayerNorm(config)
+        self.hook_embed = HookPoint()  # batch pos d_model; after the embedding LayerNorm
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_final = LayerNorm(config)
+        self.build_head()
+        self.setup()
+        self._cfg = self.make_cfg()
+        if not self.embed.weight.is_meta:
+            self.init_weights()
+
+    def build_head(self) -> None:
+        """Add the modules on top of the final norm; none here."""
+
+    def init_weights(self, modules: Sequence[nn.Module] | None = None) -> None:
+        """Draw weights from N(0, initializer_range), biases 0; of all modules, or of some."""
+        for module in self.modules() if modules is None else modules:
+            if isinstance(module, nn.Linear | nn.Embedding):
+                nn.init.normal_(module.weight, 0.0, self.config.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.embed.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Number format of the weights."""
+        return self.embed.weight.dtype
+
+    @property
+    def alibi(self) -> str:
+        """How the bias is added: "hf" (as transformers) or "exact" (relative, float32); settable."""
+        return self.config.alibi
+
+    @alibi.setter
+    def alibi(self, mode: str) -> None:
+        if mode not in ALIBI_MODES:
+            raise InputError(f"alibi is {mode!r}, expected one of {ALIBI_MODES}.")
+        self.config.alibi = mode
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.embed
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+    ) -> None:
+        """Recompute blocks in the backward pass of training, to save memory.
+
+        Hooks inside a block then fire again during backward.
+        """
+        self._checkpointing_arguments = {
+            "use_reentrant": False,
+            **(gradient_checkpointing_kwargs or {}),
+        }
+        self.gradient_checkpointing = True
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations for the backward pass again."""
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        input_ids: Inputs | None = None,
+        *,
+        return_dict: bool | None = None,
+        return_type: str | None = None,
+        **arguments: Any,
+    ) -> Any:
+        """The hidden state of every token; `return_type="logits"` gives it as a bare tensor.
+
+        Takes the arguments of `backbone` too.
+        """
+        back = self.backbone(input_ids, return_type=return_type, **arguments)
+        if back.stopped is not None:
+            return back.stopped
+        return self.deliver(
+            BaseModelOutputWithPastAndCrossAttentions(**back.fields(), last_hidden_state=back.last),
+            back.last,
+            return_dict=return_dict,
+            return_type=return_type,
+        )
+
+    def backbone(
+        self,
+        input_ids: Inputs | None = None,
+        *,
+        past_key_values: KVCache | None = None,
+        attention_mask: Tensor | None = None,
+        head_mask: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_type: str | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        cache_position: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        **unknown: Any,
+    ) -> Backbone:
+        """Run embeddings, blocks and final norm: what every head builds on.
+
+        Args:
+            input_ids: token ids [batch pos], or text.
+            past_key_values: a KVCache to go on from; it grows by the new tokens.
+            attention_mask: [batch key], 0 for padding; covers cached and new tokens.
+            head_mask: [head], [layer head] or [batch layer head]; scales each head's output.
+            inputs_embeds: [batch pos d_model] instead of `input_ids`.
+            use_cache: return a KVCache; None takes `config.use_cache`, or False if `return_type`.
+            output_attentions: return every layer's pattern, masked by `head_mask`.
+            output_hidden_states: return the stream before every block and after the final norm.
+            return_type: what the caller will return.
+            start_at_layer: `input_ids` is the residual stream [batch pos d_model] before this layer.
+            stop_at_layer: return the residual stream before this layer instead.
+            cache_position: column of each new token; checked against the cache.
+            position_ids: ignored with a FutureWarning, as in transformers.
+            **unknown: refused.
+
+        Raises:
+            InputError: ids outside the vocabulary, no tokens, both or neither of ids and embeds.
+            ShapeError: a mask of the wrong shape.
+            CacheError: a cache that does not fit input or model.
+            UnknownArgumentError: an argument no BLOOM takes.
+        """
+        for name in unknown:
+            known = inspect.signature(self.forward).parameters
+            raise UnknownArgumentError(f"{type(self).__name__}.forward", name, known)
+        if position_ids is not None:
+            warnings.warn(
+                "position_ids are ignored: ALiBi counts attended tokens.", FutureWarning, 3
+            )
+        if isinstance(input_ids, str | list | tuple):
+            input_ids, from_text = self.to_tokens_and_mask(input_ids)
+            attention_mask = from_text if attention_mask is None else attention_mask
+        first, last = layer_range(start_at_layer, stop_at_layer, len(self.blocks))
+        resid = self._embedded(input_ids, inputs_embeds, resumed=start_at_layer is not None)
+
+        if use_cache is None:
+            use_cache = self.config.use_cache and return_type is None
+        whole = (first, last) == (0, len(self.blocks))
+        recomputing = self.gradient_checkpointing and self.training
+        use_cache = use_cache and whole and not recomputing
+        cache = KVCache() if past_key_values is None and use_cache else past_key_values
+        if cache is not None and not isinstance(cache, KVCache):
+            raise CacheError(f"past_key_values is a {type(cache).__name__}, expected a bl.KVCache.")
+        bias, extension = attention_bias(
+            resid,
+            attention_mask=attention_mask,
+            cache=cache,
+            cache_position=cache_position,
+            mode=self.config.alibi,
+        )
+        masks = layer_head_mask(
+            head_mask, batch=len(resid), config=self.config, device=resid.device
+        )
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+
+        states: list[Tensor] = []
+        patterns: list[Tensor] = []
+        for layer in range(first, last):
+            if output_hidden_states:
+                states.append(resid)
+            run = self.blocks[layer]
+            if recomputing:
+                run = partial(checkpoint, run, **self._checkpointing_arguments)
+            resid, pattern = run(
+                resid,
+                bias=bias,
+                extension=extension,
+                head_mask=None if masks is None else masks[:, layer],
+                output_attentions=output_attentions,
+            )
+            if output_attentions:
+                patterns.append(pattern)
+        if extension is not None and whole:
+            extension.commit()
+        if stop_at_layer is not None:
+            return Backbone(last=resid, stopped=resid)
+        normed = self.ln_final(resid)
+        return Backbone(
+            last=normed,
+            past_key_values=cache if use_cache else None,
+            hidden_states=(*states, normed) if output_hidden_states else None,
+            attentions=tuple(patterns) if output_attentions else None,
+        )
+
+    def deliver(
+        self, output: Any, logits: Tensor, *, return_dict: bool | None, return_type: str | None
+    ) -> Any:
+        """A forward's result in the form asked for: output object, tuple, or bare tensors."""
+        if return_type is None:
+            keep = self.config.return_dict if return_dict is None else return_dict
+            return output if keep else output.to_tuple()
+        if return_type not in ("logits", "loss", "both"):
+            raise InputError(
+                f"return_type is {return_type!r}, expected 'logits', 'loss', 'both' or None."
+            )
+        if return_type == "logits":
+            return logits
+        if output.get("loss") is None:
+            raise InputError(f"return_type={return_type!r} needs labels.")
+        return output.loss if return_type == "loss" else (logits, output.loss)
+
+    def _embedded(
+        self, ids: Any, embeds: Tensor | None, *, resumed: bool
+    ) -> Float[Tensor, "batch pos d_model"]:
+        if (ids is None) == (embeds is None):
+            got = "neither" if ids is None else "both"
+            raise InputError(f"expected exactly one of input_ids and inputs_embeds, got {got}.")
+        if resumed:
+            check_stream("the stream for start_at_layer", ids, self.config.hidden_size)
+            return ids
+        if embeds is None:
+            check_ids(ids, self.config.vocab_size)
+            embeds = self.embed(ids)
+        else:
+            check_stream("inputs_embeds", embeds, self.config.hidden_size)
+        return hooked(self.hook_embed, self.embed_ln(embeds))
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        name_all_arguments(cls)
+
+
+def name_all_arguments(model_class: type[BloomModel]) -> None:
+    """Give `forward` a signature that also names the arguments it passes on to `backbone`.
+
+    transformers' Trainer drops the data columns that a forward's signature does not name.
+    """
+    forward = model_class.__dict__.get("forward")
+    if forward is None:
+        return
+    own = inspect.signature(forward).parameters.values()
+    named = [p for p in own if p.kind != p.VAR_KEYWORD]
+    passed = inspect.signature(BloomModel.backbone).parameters.values()
+    rest = [p for p in passed if p.kind == p.KEYWORD_ONLY and p.name not in {n.name for n in named}]
+    forward.__signature__ = inspect.Signature([*named, *rest])
+
+
+name_all_arguments(BloomModel)

@@ -1,0 +1,150 @@
+"""From a forward's arguments to checked tensors: ids, masks, positions."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bloomlab.errors import CacheError, InputError, ShapeError
+from bloomlab.model.alibi import AttentionBias, token_positions
+from bloomlab.model.cache import Extension, KVCache
+from bloomlab.model.config import BloomConfig
+
+
+def check_ids(ids: Any, vocab_size: int) -> None:
+    """Raise unless `ids` is a [batch pos] tensor of ids in the vocabulary, at least one a row."""
+    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
+        kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
+        raise InputError(f"input_ids is {kind}, expected a tensor of integer token ids, or text.")
+    if ids.ndim != 2:
+        raise ShapeError(
+            "input_ids", got=ids.shape, expected="[batch pos]", fix="Add a batch axis: ids[None]."
+        )
+    if not ids.numel():
+        raise InputError("the prompt is empty: a forward needs at least one token a row.")
+    if torch.compiler.is_compiling():
+        return
+    low, high = (int(bound) for bound in ids.aminmax())
+    if low < 0 or high >= vocab_size:
+        raise InputError(
+            f"input_ids run from {low} to {high}, outside the vocabulary 0 to {vocab_size - 1}. "
+            "Were they made by another model's tokenizer?"
+        )
+
+
+def check_stream(name: str, stream: Any, d_model: int) -> None:
+    """Raise unless `stream` is [batch pos d_model] with at least one position."""
+    expected = f"[batch pos {d_model}]"
+    if not isinstance(stream, Tensor) or not stream.is_floating_point():
+        raise InputError(
+            f"{name}: expected a floating-point tensor {expected}, got {type(stream).__name__}."
+        )
+    if stream.ndim != 3 or stream.shape[-1] != d_model or not stream.shape[1]:
+        raise ShapeError(name, got=stream.shape, expected=expected)
+
+
+def layer_range(start: int | None, stop: int | None, n_layer: int) -> tuple[int, int]:
+    """First layer and end of the layers to run; negative numbers count from the end."""
+    first, last = start or 0, n_layer if stop is None else stop
+    first, last = (i + n_layer if i < 0 else i for i in (first, last))
+    if not 0 <= first <= last <= n_layer:
+        raise InputError(
+            f"start_at_layer={start}, stop_at_layer={stop}: expected 0 <= start <= stop <= {n_layer}."
+        )
+    return first, last
+
+
+def layer_head_mask(
+    head_mask: Any, *, batch: int, config: BloomConfig, device: torch.device
+) -> Float[Tensor, "#batch layer head"] | None:
+    """`head_mask` with all its axes; None stays None."""
+    if head_mask is None:
+        return None
+    n_layer, n_head = config.n_layer, config.n_head
+    mask = torch.as_tensor(head_mask, device=device)
+    mask = mask if mask.is_floating_point() else mask.float()
+    shapes = {1: (n_head,), 2: (n_layer, n_head), 3: (batch, n_layer, n_head)}
+    fits = mask.shape == shapes.get(mask.ndim) or mask.shape == (1, n_layer, n_head)
+    if not fits:
+        raise ShapeError(
+            "head_mask",
+            got=mask.shape,
+            expected=" or ".join(str(list(s)) for s in shapes.values())
+            + ": [head], [layer head] or [batch layer head]",
+        )
+    return mask.expand(1, n_layer, n_head) if mask.ndim < 3 else mask
+
+
+def visibility(
+    attention_mask: Any, *, batch: int, past: int, new: int, device: torch.device
+) -> Bool[Tensor, "batch key"] | None:
+    """The attention mask as booleans; None where it hides nothing."""
+    if attention_mask is None:
+        return None
+    mask = torch.as_tensor(attention_mask, device=device)
+    if mask.shape != (batch, past + new):
+        held = f" for {past} cached and {new} new tokens" if past else ""
+        raise ShapeError(
+            "attention_mask", got=mask.shape, expected=f"[{batch}, {past + new}]{held}"
+        )
+    visible = mask != 0
+    if bool(visible.all()):
+        return None
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(
+            "attention_mask holds values other than 0 and 1; additive masks are not supported."
+        )
+    return visible
+
+
+def attention_bias(
+    stream: Float[Tensor, "batch query d_model"],
+    *,
+    attention_mask: Any,
+    cache: KVCache | None,
+    cache_position: Tensor | None,
+    mode: str,
+) -> tuple[AttentionBias, Extension | None]:
+    """Positions and visibility of one forward, and the extension of the cache by it."""
+    batch, new, _ = stream.shape
+    past, device = (0 if cache is None else len(cache)), stream.device
+    columns = torch.arange(past, past + new, device=device)
+    if cache_position is not None and cache_position.tolist() != columns.tolist():
+        raise CacheError(
+            f"cache_position is {cache_position.tolist()}, expected {columns.tolist()}: "
+            f"the cache holds {past} tokens."
+        )
+    valid = visibility(attention_mask, batch=batch, past=past, new=new, device=device)
+    extension, seen = None, valid
+    if cache is not None:
+        everything = torch.ones(batch, new, dtype=torch.bool, device=device)
+        extension = cache.extend(
+            everything if valid is None else valid[:, past:],
+            past_visible=None if valid is None else valid[:, :past],
+            padded=valid is not None,
+        )
+        query_positions, key_positions = extension.query_positions, extension.key_positions
+        seen = extension.visible if extension.padded else None
+    elif valid is not None:
+        query_positions = key_positions = token_positions(valid)
+    else:
+        query_positions = key_positions = columns[None]
+    if seen is None:  # all rows are alike
+        query_positions, key_positions = query_positions[:1], key_positions[:1]
+    visible = None
+    if new > 1:
+        visible = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)[
+            None, None
+        ]
+    if seen is not None:
+        keys = seen[:, None, None, :]
+        visible = keys if visible is None else visible & keys
+    bias = AttentionBias(
+        query_positions=query_positions,
+        key_positions=key_positions,
+        visible=visible,
+        mode=mode,
+        dtype=stream.dtype,
+    )
+    return bias, extension

@@ -1,0 +1,85 @@
+"""A model and the prompt it is looking at: what a view asks of a model, in arrays and labels."""
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bloomlab.model.heads import BloomForCausalLM
+from bloomlab.tokens import token_labels
+
+
+class Session:
+    """Answers a view's questions about one model; text in, arrays and printable labels out.
+
+    The last prompt's tokens are kept; every answer is computed from its arguments alone.
+    """
+
+    def __init__(self, model: BloomForCausalLM) -> None:
+        self.model = model
+
+    @property
+    def n_layer(self) -> int:
+        """Number of layers."""
+        return self.model.config.n_layer
+
+    @property
+    def n_head(self) -> int:
+        """Number of heads in a layer."""
+        return self.model.config.n_head
+
+    def tokens(self, prompt: str) -> list[str]:
+        """Printable, HTML-escaped label of every token of the prompt."""
+        return token_labels(self.model.tokenizer, self.model.to_tokens(prompt)[0].tolist())
+
+    def pattern(
+        self,
+        prompt: str,
+        layer: int,
+        head: int,
+        head_mask: Float[np.ndarray, "layer head"] | None = None,
+    ) -> Float[np.ndarray, "query key"]:
+        """Attention pattern of one head while the masked heads are silent upstream."""
+        return self.patterns(prompt, head_mask, layers=[layer])[0, head]
+
+    @torch.no_grad()
+    def patterns(
+        self,
+        prompt: str,
+        head_mask: Float[np.ndarray, "layer head"] | None = None,
+        *,
+        layers: list[int] | None = None,
+    ) -> Float[np.ndarray, "layer head query key"]:
+        """Attention patterns of all heads of the given layers (None: all)."""
+        chosen = list(range(self.n_layer)) if layers is None else layers
+        names = [f"blocks.{layer}.attn.hook_pattern" for layer in chosen]
+        _, cache = self.model.run_with_cache(
+            prompt, names_filter=names, head_mask=self._mask(head_mask), logits_to_keep=1
+        )
+        return torch.cat([cache[name] for name in names]).float().cpu().numpy()
+
+    @torch.no_grad()
+    def next_tokens(
+        self, prompt: str, head_mask: Float[np.ndarray, "layer head"], k: int = 8
+    ) -> tuple[list[str], Float[np.ndarray, " token"], Float[np.ndarray, " token"]]:
+        """Labels of the likeliest next tokens, their probability with all heads, and masked.
+
+        The k likeliest of either distribution, in the order of the larger of the two.
+        """
+        before, after = self._next(prompt, None), self._next(prompt, head_mask)
+        either = torch.cat([before.topk(k).indices, after.topk(k).indices]).unique()
+        order = torch.maximum(before, after)[either].argsort(descending=True)
+        ids = either[order][:k]
+        labels = [token_labels(self.model.tokenizer, [i])[0] for i in ids.tolist()]
+        return labels, before[ids].numpy(), after[ids].numpy()
+
+    def _next(
+        self, prompt: str, head_mask: Float[np.ndarray, "layer head"] | None
+    ) -> Float[Tensor, " vocab"]:
+        logits = self.model(
+            prompt, head_mask=self._mask(head_mask), logits_to_keep=1, return_type="logits"
+        )
+        return logits[0, -1].float().softmax(-1).cpu()
+
+    def _mask(self, head_mask: Float[np.ndarray, "layer head"] | None) -> Tensor | None:
+        return None if head_mask is None else torch.as_tensor(head_mask, dtype=self.model.dtype)
