@@ -1,6 +1,7 @@
 """ALiBi: attention with linear biases (Press et al., 2022, arXiv:2108.12409), and who sees whom."""
 
 import math
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -99,6 +100,20 @@ class AttentionBias:
         if self.visible is None:
             return alibi
         return torch.where(self.visible, alibi, torch.finfo(self.mask_dtype).min)
+
+    def mask(self, dtype: torch.dtype) -> Float[Tensor, "batch 1 query key"]:
+        """0 where a query sees a key, the dtype's most negative number elsewhere, to be added."""
+        assert self.visible is not None
+        key = ("mask", dtype)
+        if key not in self._made:
+            hidden = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
+            self._made[key] = hidden.masked_fill(~self.visible, torch.finfo(dtype).min)
+        return self._made[key]
+
+    @cached_property
+    def has_blind_queries(self) -> bool:
+        """Whether some query sees no key at all (leading padding)."""
+        return self.visible is not None and not bool(self.visible.any(-1).all())
 
     @staticmethod
     def _content(slopes: Tensor) -> object:

@@ -140,10 +140,11 @@ class Attention(nn.Module):
         # transformers rounds score + bias to the model's dtype; no fused kernel does. In half
         # precision that is no small change: at position 1000 bfloat16 counts in steps of 4.
         rounded = bias.mode == "hf" and bias.dtype in (torch.bfloat16, torch.float16)
+        # the backward pass of fused kernels is wrong for queries that see nothing
+        blind = torch.is_grad_enabled() and bias.has_blind_queries
         dropping = self.training and self.dropout > 0
-        return (
-            rounded or dropping or is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)
-        )
+        watched = is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)
+        return rounded or blind or dropping or watched
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> tuple[Tensor, None]:
         if is_hooked(self.hook_alibi):
@@ -168,7 +169,9 @@ class Attention(nn.Module):
             wide = torch.promote_types(q.dtype, torch.float32)
             scores = (q.to(wide) @ k.to(wide).mT) * scale + alibi
         if bias.visible is not None:
-            scores = scores.masked_fill(~bias.visible, torch.finfo(scores.dtype).min)
+            scores = scores + bias.mask(scores.dtype)
+            if scores.dtype == torch.float16:  # may overflow to -inf, and a row of padding to NaN
+                scores = scores.clamp_min(torch.finfo(scores.dtype).min)
         scores = hooked(self.hook_attn_scores, scores)
         wide = torch.promote_types(scores.dtype, torch.float32)
         pattern = hooked(self.hook_pattern, scores.softmax(-1, dtype=wide).to(v.dtype))

@@ -27,7 +27,8 @@ from bloomlab.model.inputs import (
 from bloomlab.model.lens import LensProtocol
 from bloomlab.model.outputs import BaseModelOutputWithPastAndCrossAttentions
 
-Inputs = Tensor | str | Sequence[str]
+# Token ids [batch pos], a text or texts. Checked by hand, so that errors speak plainly.
+Inputs = Any
 
 
 class Embedding(nn.Embedding):
@@ -176,10 +177,10 @@ class BloomModel(LensProtocol, Checkpoints):
         self,
         input_ids: Inputs | None = None,
         *,
-        past_key_values: KVCache | None = None,
-        attention_mask: Tensor | None = None,
-        head_mask: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
+        past_key_values: Any = None,
+        attention_mask: Any = None,
+        head_mask: Any = None,
+        inputs_embeds: Any = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,

@@ -1,16 +1,19 @@
 """Configuration: every field of transformers' BloomConfig, checked, plus the ALiBi mode."""
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import BloomConfig as HFBloomConfig
 
-from bloomlab.errors import ConfigError, UnknownArgumentError
+from bloomlab.errors import ConfigError, InputError, UnknownArgumentError
+from bloomlab.model.files import FORMATS, read_json
 
 ALIBI_MODES = ("hf", "exact")
 
-# Fields of real BLOOM config files that no code reads (Megatron's); kept, and written back on saving.
+# Fields of real BLOOM config files that no code reads (Megatron's); kept, written back on saving.
 MEGATRON_LEFTOVERS = (
     "attention_softmax_in_fp32",
     "bias_dropout_fusion",
@@ -29,8 +32,8 @@ INHERITED = (
     "architectures",
     "attn_implementation",
     "classifier_dropout",
+    "name_or_path",
     "output_attentions",
-    "use_return_dict",
 )
 KNOWN = {
     "alibi",
@@ -39,6 +42,8 @@ KNOWN = {
     *ALIASES,
     *INHERITED,
 }
+# what strict validation and the conversions before it raise
+INVALID = (StrictDataclassError, AttributeError, TypeError, ValueError)
 
 
 class BloomConfig(HFBloomConfig):
@@ -50,7 +55,7 @@ class BloomConfig(HFBloomConfig):
 
     Raises:
         UnknownArgumentError: a keyword that neither transformers nor BLOOM's config files know.
-            (Files read by `from_pretrained` or `from_dict` may hold more; it is kept.)
+            (Files may hold more; it is kept.)
         ConfigError: a value of the wrong type or range, or sizes that do not fit together.
     """
 
@@ -62,28 +67,53 @@ class BloomConfig(HFBloomConfig):
                 raise UnknownArgumentError("BloomConfig", name, sorted(KNOWN))
         try:
             super().__init__(**{"alibi": "hf", **fields})
-        except (StrictDataclassError, TypeError, ValueError) as error:
+        except INVALID as error:
             raise ConfigError(f"not a BLOOM configuration: {error}") from error
         self.check()
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        """The configuration in a parsed config.json; entries nobody knows are kept, not refused."""
-        extra = {name: value for name, value in config_dict.items() if name not in KNOWN}
-        result = super().from_dict(
-            {name: value for name, value in config_dict.items() if name in KNOWN}, **kwargs
-        )
+        """The configuration in a parsed config.json, changed by `kwargs`.
+
+        Entries nobody knows are kept as attributes and written back, not refused; what
+        transformers drops is dropped (generation settings: generation_config.json has them).
+
+        Raises:
+            UnknownArgumentError: a keyword that is no field, unless `return_unused_kwargs`.
+            ConfigError: the entries describe no BLOOM.
+        """
+        if (kind := config_dict.get("model_type", "bloom")) != "bloom":
+            raise ConfigError(f"model_type is {kind!r}, expected 'bloom': bloomlab reads no other.")
+        for name in () if kwargs.get("return_unused_kwargs") else kwargs:
+            if name not in KNOWN and not name.startswith("_") and name != "return_unused_kwargs":
+                raise UnknownArgumentError("BloomConfig", name, sorted(KNOWN))
+        known = {name: value for name, value in config_dict.items() if name in KNOWN}
+        extra = {n: v for n, v in config_dict.items() if n not in KNOWN and not hasattr(cls, n)}
+        try:
+            result = super().from_dict(known, **kwargs)
+            kept = vars(HFBloomConfig(**extra))
+        except ConfigError:
+            raise
+        except INVALID as error:
+            raise ConfigError(f"not a BLOOM configuration: {error}") from error
         config = result[0] if isinstance(result, tuple) else result
-        for name, value in extra.items():
-            if name not in ("model_type", "transformers_version"):
-                setattr(config, name, value)
+        for name in extra.keys() & kept.keys():
+            setattr(config, name, kept[name])
+        config.check()
         return result
+
+    @classmethod
+    def from_json_file(cls, json_file: Any) -> Any:
+        """The configuration in a file; see `from_dict`."""
+        return cls.from_dict(cls._dict_from_json_file(json_file))
 
     def check(self) -> None:
         """Raise a ConfigError unless the values describe a BLOOM."""
         for name in ("vocab_size", "hidden_size", "n_layer", "n_head", "pretraining_tp"):
-            if (size := getattr(self, name)) < 1:
-                raise ConfigError(f"{name} is {size}, expected a positive number.")
+            if type(size := getattr(self, name)) is not int or size < 1:
+                raise ConfigError(f"{name} is {size!r}, expected a positive whole number.")
+        if not self.num_labels:
+            raise ConfigError("num_labels is 0 (id2label is empty), expected at least one.")
         if self.hidden_size % self.n_head:
             raise ConfigError(
                 f"hidden_size {self.hidden_size} is not divisible by n_head {self.n_head}; "
@@ -92,8 +122,10 @@ class BloomConfig(HFBloomConfig):
         for name in ("hidden_dropout", "attention_dropout"):
             if not 0 <= (rate := getattr(self, name)) < 1:
                 raise ConfigError(f"{name} is {rate}, expected a probability in [0, 1).")
-        if self.layer_norm_epsilon <= 0:
+        if not self.layer_norm_epsilon > 0:
             raise ConfigError(f"layer_norm_epsilon is {self.layer_norm_epsilon}, expected > 0.")
+        if not self.initializer_range >= 0:
+            raise ConfigError(f"initializer_range is {self.initializer_range}, expected >= 0.")
         if self.alibi not in ALIBI_MODES:
             raise ConfigError(f"alibi is {self.alibi!r}, expected one of {ALIBI_MODES}.")
 
@@ -101,3 +133,44 @@ class BloomConfig(HFBloomConfig):
     def d_head(self) -> int:
         """Width of one head."""
         return self.hidden_size // self.n_head
+
+
+def read_config(folder: Path) -> BloomConfig:
+    """The configuration in a folder.
+
+    Raises:
+        CheckpointError: no config.json, or not JSON.
+        ConfigError: another architecture, or values that describe no BLOOM.
+    """
+    fields = read_json(folder / "config.json")
+    try:
+        return BloomConfig.from_dict(fields)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from error
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype | None:
+    """A torch dtype from its name; None and "auto" give None."""
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if found not in FORMATS.values():
+        raise InputError(
+            f"dtype is {dtype!r}, expected 'float32', 'bfloat16', 'float16' or 'float64'."
+        )
+    return found
+
+
+def as_device(device: torch.device | str | None) -> torch.device:
+    """A torch device that is here, from its name; None is the CPU."""
+    try:
+        place = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(
+            f"device is {str(device)!r}, which is not here ({str(error).splitlines()[0]}). "
+            "Expected 'cpu', 'cuda' (if there is one) or another device torch can use."
+        ) from error
+    if place.type == "meta":
+        raise InputError("device is 'meta', which holds no numbers; expected one that does.")
+    return place

@@ -1,12 +1,18 @@
-"""Checkpoint files: where they are (package, folder, hub), whether they can be trusted, what they hold."""
+"""Checkpoint files: where they are (package, folder, hub), if they can be trusted, what they hold."""
 
 import json
-from collections.abc import Iterator, Mapping
+import os
+import re
+import tempfile
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]  # httpx's
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -15,6 +21,10 @@ from bloomlab.errors import CheckpointError
 DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+HUB_FILES = ["*.json", "model*.safetensors", "merges.txt", "chat_template*"]
+HUB_PICKLES = ["pytorch_model*.bin"]
+WEIGHT_FILE = re.compile(r"model([-_]\d+-of-\d+)?\.safetensors(\.index\.json)?")
+FORMATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
 
 
 def find_folder(
@@ -30,105 +40,127 @@ def find_folder(
     Raises:
         CheckpointError: no such folder, or the hub cannot be reached or does not have it.
     """
-    if str(name) == "demo":
+    if name == "demo":
         return DEMO
-    path = Path(name).expanduser()
+    path, text = Path(name).expanduser(), str(name)
     if path.is_dir():
         return path
-    looks_like_path = (
-        path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1
-    )
-    if path.exists() or looks_like_path:
-        kind = "a file" if path.exists() else "missing"
+    is_path = isinstance(name, Path) or path.is_absolute() or text.startswith((".", "~"))
+    if path.exists() or is_path or text.count("/") > 1:
         raise CheckpointError(
-            f"{str(name)!r} is {kind}, expected a folder with config.json and {SINGLE} (or shards), "
-            "'demo', or a hub id such as 'bigscience/bloom-560m'."
+            f"{text!r} {'is a file' if path.exists() else 'does not exist'}; expected a folder "
+            f"with config.json and {SINGLE} (or shards), a hub id such as 'bigscience/bloom-560m', "
+            "or 'demo'."
         )
-    patterns = ["*.json", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
-    try:
+
+    def snapshot(patterns: list[str]) -> Path:
         return Path(
             snapshot_download(
-                str(name),
+                text,
                 revision=revision,
                 cache_dir=cache_dir,
                 local_files_only=local_files_only,
                 allow_patterns=patterns,
+                ignore_patterns=["*/*"],  # other formats and training states lie in subfolders
             )
         )
-    except (OSError, ValueError) as error:
+
+    try:
+        folder = snapshot(HUB_FILES)
+        if allow_pickle and not any(folder.glob("*.safetensors")):
+            folder = snapshot(HUB_FILES + HUB_PICKLES)
+    except (OSError, ValueError, RuntimeError, HTTPError) as error:
         raise CheckpointError(
-            f"cannot get {str(name)!r}{f' at revision {revision!r}' if revision else ''}: no such "
+            f"cannot get {text!r}{f' at revision {revision!r}' if revision else ''}: no such "
             f"folder here, and the hub says: {_first_line(error)} Check the name and the network, "
             "or load a folder, or the packaged model: bl.load('demo')."
         ) from error
+    return folder
 
 
 class Weights(Mapping[str, Tensor]):
-    """The tensors of a checkpoint by name, read when asked for; shapes are known before.
+    """Tensors by name: a checkpoint folder's, read when asked for, or given ones.
+
+    Attributes:
+        source: the folder, in words, for messages.
 
     Raises:
         CheckpointError: no weights, a pickle, a truncated file, an index that does not fit its
             shards, a shard name that leaves the folder.
     """
 
-    def __init__(self, folder: Path, *, allow_pickle: bool = False, device: Any = "cpu") -> None:
-        self.folder, self._device = folder, str(device)
-        self._pickled: dict[str, Tensor] = {}
-        if (folder / SINGLE).exists():
-            self._files = dict.fromkeys(_names(folder / SINGLE), folder / SINGLE)
-        elif (folder / INDEX).exists():
-            self._files = _indexed(folder, INDEX)
-            for file in sorted(set(self._files.values())):
-                _require({n for n, f in self._files.items() if f == file}, _names(file), file)
+    def __init__(
+        self,
+        source: Path | Mapping[str, Tensor],
+        *,
+        allow_pickle: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.source = str(source) if isinstance(source, Path) else "the model given"
+        self._held: Mapping[str, Tensor] = {}
+        self._readers: dict[str, Any] = {}
+        if isinstance(source, Mapping):
+            self._held = source
+        elif (source / SINGLE).exists():
+            reader = _opened(source / SINGLE, device)
+            self._readers = dict.fromkeys(reader.keys(), reader)
+        elif (source / INDEX).exists():
+            places = _indexed(source, INDEX)
+            readers = {file: _opened(file, device) for file in sorted(set(places.values()))}
+            for file, reader in readers.items():
+                _require({n for n, f in places.items() if f == file}, reader.keys(), file)
+            self._readers = {name: readers[file] for name, file in places.items()}
         else:
-            self._files = self._unpickled(allow_pickle)
-        self._open: dict[Path, Any] = {}
+            self._held = _unpickled(source, allow_pickle=allow_pickle, device=device)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self._held or self._readers)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self._held or self._readers)
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._pickled:
-            return self._pickled[name]
-        return self._reader(name).get_tensor(name)
+        return self._held[name] if self._held else self._readers[name].get_tensor(name)
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, without reading it."""
-        if name in self._pickled:
-            return tuple(self._pickled[name].shape)
-        return tuple(self._reader(name).get_slice(name).get_shape())
-
-    def _reader(self, name: str) -> Any:
-        file = self._files[name]
-        if file not in self._open:
-            self._open[file] = safe_open(file, framework="pt", device=self._device)
-        return self._open[file]
-
-    def _unpickled(self, allow_pickle: bool) -> dict[str, Path]:
-        found = [f for f in (PICKLE, PICKLE_INDEX) if (self.folder / f).exists()]
-        if not found:
-            raise CheckpointError(f"no weights in {self.folder}: expected {SINGLE} or {INDEX}.")
-        if not allow_pickle:
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise a CheckpointError unless a tensor is floating-point and of this shape; unread."""
+        if self._held:
+            found, kind = tuple(self._held[name].shape), self._held[name].dtype
+        else:
+            header = self._readers[name].get_slice(name)
+            found, kind = tuple(header.get_shape()), header.get_dtype()
+        if found != shape:
             raise CheckpointError(
-                f"{self.folder} holds only pickled weights ({found[0]}), which can run code when "
-                "read. If you trust their source: allow_pickle=True; better, convert them to "
-                "safetensors with save_pretrained."
+                f"{self.source}: {name} has shape {found}, the configuration expects {shape}. Do "
+                "config.json and the weights belong together?"
             )
-        files = (
-            [self.folder / PICKLE]
-            if found[0] == PICKLE
-            else sorted(set(_indexed(self.folder, PICKLE_INDEX).values()))
-        )
-        for file in files:
-            try:
-                tensors = torch.load(file, map_location=self._device, weights_only=True, mmap=True)
-            except Exception as error:  # torch.load raises whatever the pickle provokes
-                raise CheckpointError(f"cannot read {file}: {_first_line(error)}") from error
-            self._pickled |= tensors
-        return dict.fromkeys(self._pickled, files[0])
+        if kind not in FORMATS and kind not in FORMATS.values():
+            raise CheckpointError(
+                f"{self.source}: {name} holds {kind} numbers, expected 16-, 32- or 64-bit floating "
+                "point (quantised checkpoints: load the original, or dequantise it first)."
+            )
+
+
+@contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """An empty folder to write a checkpoint into; at the end its files replace those in `folder`.
+
+    Nothing in `folder` changes before all is written. Each file is then swapped in whole (models
+    that map the old one keep it), index and configuration last; left-over shards are removed.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise CheckpointError(f"cannot save to {folder}: it is a file, expected a folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as name:
+        scratch = Path(name)
+        yield scratch
+        written = [f.relative_to(scratch) for f in scratch.rglob("*") if f.is_file()]
+        stale = {f for f in folder.iterdir() if WEIGHT_FILE.fullmatch(f.name)}
+        for file in sorted(written, key=lambda f: (f.name == "config.json", f.name == INDEX)):
+            (folder / file).parent.mkdir(exist_ok=True)
+            os.replace(scratch / file, folder / file)
+        for file in stale - {folder / f for f in written}:
+            file.unlink()
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -141,47 +173,82 @@ def read_json(file: Path) -> dict[str, Any]:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(
-            f"no {file.name} in {file.parent}: this is no BLOOM checkpoint."
+            f"no {file.name} in {file.parent}: this is no BLOOM checkpoint. Expected a folder as "
+            "save_pretrained writes it."
         ) from error
-    except ValueError as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} is no readable JSON file: {_first_line(error)}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{file} holds a {type(content).__name__}, expected a JSON object.")
     return content
 
 
-def _names(file: Path) -> list[str]:
+def _opened(file: Path, device: torch.device | str) -> Any:
     try:
-        with safe_open(file, framework="pt") as opened:
-            return list(opened.keys())
+        return safe_open(file, framework="pt", device=str(device))
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{file} is missing; the index lists it. Is the download complete?"
         ) from error
     except (SafetensorError, OSError, ValueError) as error:
         raise CheckpointError(
-            f"{file} is truncated or no safetensors file ({_first_line(error)}). Get it again."
+            f"{file} is truncated or no safetensors file ({_first_line(error)}). Get it again "
+            "(in a git clone: with git-lfs)."
         ) from error
 
 
 def _indexed(folder: Path, index: str) -> dict[str, Path]:
     """Tensor name -> shard file, from an index; shards must lie in the folder itself."""
-    weight_map = read_json(folder / index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{folder / index} has no weight_map.")
-    for shard in set(weight_map.values()):
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", ".", ".."):
+    places = read_json(folder / index).get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise CheckpointError(f"{folder / index} has no weight_map (tensor name -> shard file).")
+    for shard in places.values():
+        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
             raise CheckpointError(
-                f"{folder / index} names the shard {shard!r}, which is not a plain file name: refused."
+                f"{folder / index} names the shard {shard!r}, expected a plain file name: refused."
             )
-    return {name: folder / shard for name, shard in weight_map.items()}
+    return {name: folder / shard for name, shard in places.items()}
 
 
-def _require(wanted: set[str], found: list[str], file: Path) -> None:
+def _require(wanted: set[str], found: Iterable[str], file: Path) -> None:
     if missing := sorted(wanted - set(found)):
         raise CheckpointError(
-            f"{file} lacks {len(missing)} tensors that the index places there, such as {missing[0]!r}."
+            f"{file} lacks {len(missing)} tensors that the index places there, such as "
+            f"{missing[0]!r}. Do the index and the shards belong together?"
         )
+
+
+def _unpickled(
+    folder: Path, *, allow_pickle: bool, device: torch.device | str
+) -> dict[str, Tensor]:
+    found = [f for f in (PICKLE, PICKLE_INDEX) if (folder / f).exists()]
+    if not found:
+        raise CheckpointError(
+            f"no weights in {folder}: expected {SINGLE} or {INDEX}"
+            f"{f' or {PICKLE}' if allow_pickle else ' (pickles only with allow_pickle=True)'}."
+        )
+    if not allow_pickle:
+        raise CheckpointError(
+            f"{folder} holds only pickled weights ({found[0]}), which can run code when read. "
+            "Pass allow_pickle=True to read them all the same, tensors only, and save_pretrained "
+            "to have them as safetensors."
+        )
+    single = found[0] == PICKLE
+    files = {folder / PICKLE} if single else set(_indexed(folder, PICKLE_INDEX).values())
+    tensors: dict[str, Tensor] = {}
+    for file in sorted(files):
+        try:
+            new_format = zipfile.is_zipfile(file)  # only this one can be mapped
+            held = torch.load(file, map_location=device, weights_only=True, mmap=new_format)
+        except Exception as error:  # whatever the pickle provokes
+            raise CheckpointError(
+                f"cannot read {file} ({type(error).__name__}): it is missing, damaged, or holds "
+                "Python objects, which are never read. Expected a dict of tensors."
+            ) from error
+        if not isinstance(held, dict) or not all(isinstance(t, Tensor) for t in held.values()):
+            raise CheckpointError(f"{file} holds no plain dict of tensors (a training state?).")
+        tensors |= held
+    return tensors
 
 
 def _first_line(error: Exception) -> str:

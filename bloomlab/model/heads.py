@@ -50,6 +50,7 @@ class BloomForCausalLM(Generation):
 
     hf_class = "BloomForCausalLM"
     accepts_loss_kwargs = True
+    loss_type = "ForCausalLM"  # tells transformers' Trainer which labels count
 
     def build_head(self) -> None:
         """Add the unembedding."""

@@ -3,23 +3,24 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 from transformer_lens import ActivationCache as TLActivationCache
 from transformer_lens import FactoredMatrix
 from transformer_lens import HookedRootModule as TLHookedRootModule
 from transformer_lens.config import TransformerBridgeConfig
-from transformer_lens.hook_points import HookPoint
-from transformer_lens.utilities import Slice
+from transformer_lens.hook_points import HookPoint as TLHookPoint
+from transformer_lens.utilities.slice import Slice
 
-from bloomlab.errors import InputError, UnknownNameError, UnsupportedError
+from bloomlab.errors import UnknownNameError
 
 __all__ = [
-    "ActivationCache",
     "FactoredMatrix",
     "HookPoint",
     "HookedRootModule",
+    "Slice",
+    "TLActivationCache",
     "TransformerBridgeConfig",
     "hooked",
     "is_hooked",
@@ -28,37 +29,45 @@ __all__ = [
 HookFunction = Callable[..., Any]
 Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
 
-# TransformerLens knows some points by several names; ours are on the right.
+# TransformerLens knows some points by several names; ours are on the right. Its `attn.hook_out` and
+# `mlp.hook_out` are missing: on a BLOOM they hold the stream, elsewhere the layer's contribution.
 ALIASES = {
-    r"blocks\.(\d+)\.hook_in": r"blocks.\1.hook_resid_pre",
+    r"blocks\.(\d+)\.(ln1\.)?hook_in": r"blocks.\1.hook_resid_pre",
     r"blocks\.(\d+)\.hook_out": r"blocks.\1.hook_resid_post",
-    r"blocks\.(\d+)\.ln1\.hook_in": r"blocks.\1.hook_resid_pre",
     r"blocks\.(\d+)\.ln2\.hook_in": r"blocks.\1.hook_resid_mid",
     r"blocks\.(\d+)\.hook_(attn_in|[qkv]_input)": r"blocks.\1.attn.hook_\2",
     r"blocks\.(\d+)\.attn\.([qkv])\.hook_out": r"blocks.\1.attn.hook_\2",
     r"blocks\.(\d+)\.attn\.o\.hook_in": r"blocks.\1.attn.hook_z",
-    r"blocks\.(\d+)\.attn\.(o\.)?hook_out": r"blocks.\1.hook_attn_out",
+    r"blocks\.(\d+)\.attn\.o\.hook_out": r"blocks.\1.hook_attn_out",
     r"blocks\.(\d+)\.mlp\.in\.hook_out": r"blocks.\1.mlp.hook_pre",
     r"blocks\.(\d+)\.mlp\.out\.hook_in": r"blocks.\1.mlp.hook_post",
-    r"blocks\.(\d+)\.mlp\.(out\.)?hook_out": r"blocks.\1.hook_mlp_out",
-}
-# Points that would multiply the memory of a run: cached only when named or switched on in `cfg`.
-GATES = {
-    "hook_attn_in": "use_attn_in",
-    "hook_mlp_in": "use_hook_mlp_in",
-    "hook_q_input": "use_split_qkv_input",
-    "hook_k_input": "use_split_qkv_input",
-    "hook_v_input": "use_split_qkv_input",
-    "hook_result": "use_attn_result",
+    r"blocks\.(\d+)\.mlp\.out\.hook_out": r"blocks.\1.hook_mlp_out",
 }
 
 
-def is_hooked(point: HookPoint) -> bool:
+class HookPoint(TLHookPoint):
+    """A named value; a hook gets its own copy, so that editing in place harms nobody else.
+
+    Not autograd, which may need the value as it was, nor a cache that holds the same tensor. A
+    hook function that never edits may say so by an attribute `only_reads = True`: no copy then.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """`x`, copied if some hook may edit it."""
+        return x.clone() if self.may_be_edited() else x
+
+    def may_be_edited(self) -> bool:
+        """Whether a hook is attached that does not promise only to read."""
+        readers = sum(getattr(handle.user_hook, "only_reads", False) for handle in self.fwd_hooks)
+        return len(self._forward_hooks) > readers
+
+
+def is_hooked(point: TLHookPoint) -> bool:
     """Whether anything is attached to a hook point."""
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
 
 
-def hooked(point: HookPoint, value: Tensor) -> Tensor:
+def hooked(point: TLHookPoint, value: Tensor) -> Tensor:
     """`value` as the hooks of `point` leave it; untouched, and nearly for free, without hooks."""
     # the body of is_hooked, inlined: this runs twenty times a layer
     if point._forward_hooks or point._backward_hooks or point._forward_pre_hooks:
@@ -66,32 +75,8 @@ def hooked(point: HookPoint, value: Tensor) -> Tensor:
     return value
 
 
-class ActivationCache(TLActivationCache):
-    """TransformerLens' cache; its residual decompositions refuse a stream that is no sum."""
-
-    def decompose_resid(self, *args: Any, **kwargs: Any) -> Any:
-        """Embedding, attention and MLP outputs whose sum is the residual stream."""
-        self._require_additive_stream()
-        return super().decompose_resid(*args, **kwargs)
-
-    def get_full_resid_decomposition(self, *args: Any, **kwargs: Any) -> Any:
-        """Every head, neuron and bias term whose sum is the residual stream."""
-        self._require_additive_stream()
-        return super().get_full_resid_decomposition(*args, **kwargs)
-
-    def _require_additive_stream(self) -> None:
-        if self.model.config.apply_residual_connection_post_layernorm:
-            raise UnsupportedError(
-                "this BLOOM has apply_residual_connection_post_layernorm=True: its skip connection "
-                "carries the LayerNorm's output, so the residual stream is not a sum of component "
-                "outputs. Use accumulated_resid, or hook_resid_pre/mid/post."
-            )
-
-
 class HookedRootModule(TLHookedRootModule):
-    """TransformerLens' root module with checked names, aliases and a real ActivationCache."""
-
-    cfg: Any
+    """TransformerLens' root module with checked names and aliases."""
 
     def resolve_hook_name(self, name: str) -> str:
         """Our name of a hook point that TransformerLens may also call otherwise.
@@ -108,13 +93,18 @@ class HookedRootModule(TLHookedRootModule):
             "hook point", name, self.hook_dict, where="`model.hook_dict` lists all names."
         )
 
+    def picked(self, names: str | Callable[[str], bool]) -> list[str]:
+        """Our names of the hook points that a name, an alias or a function on names picks."""
+        if callable(names):
+            return [name for name in self.hook_dict if names(name)]
+        return [self.resolve_hook_name(names)]
+
     def add_hook(
         self, name: str | Callable[[str], bool], hook: HookFunction, *args: Any, **kwargs: Any
     ) -> None:
         """Attach a hook until `reset_hooks`; prefer `hooks` or `run_with_hooks`, which clean up."""
-        super().add_hook(
-            self.resolve_hook_name(name) if isinstance(name, str) else name, hook, *args, **kwargs
-        )
+        for found in self.picked(name):
+            super().add_hook(found, hook, *args, **kwargs)
 
     @contextmanager
     def hooks(
@@ -129,22 +119,34 @@ class HookedRootModule(TLHookedRootModule):
         Args:
             fwd_hooks: pairs of a hook name (or a function that picks names) and a function
                 `fn(value, hook)`, which may return a new value or edit in place.
-            bwd_hooks: the same, on gradients.
+            bwd_hooks: the same, on gradients; they stay with what was computed inside, so the
+                backward pass may run later.
             reset_hooks_end: False leaves them attached, until `reset_hooks`.
-            clear_contexts: also empty the hook points' `ctx`.
+            clear_contexts: also empty the `ctx` of these hook points.
 
         Raises:
             UnknownNameError: a name that no hook point has; nothing is attached then.
         """
-        checked = [
-            [
-                (self.resolve_hook_name(name) if isinstance(name, str) else name, fn)
-                for name, fn in pairs
-            ]
-            for pairs in (fwd_hooks, bwd_hooks)
-        ]
-        with super().hooks(*checked, reset_hooks_end, clear_contexts):
+        wanted: list[tuple[TLHookPoint, Literal["fwd", "bwd"], HookFunction]] = []
+        for names, fn in fwd_hooks:
+            wanted += [(self.hook_dict[name], "fwd", fn) for name in self.picked(names)]
+        for names, fn in bwd_hooks:
+            wanted += [(self.hook_dict[name], "bwd", fn) for name in self.picked(names)]
+        added = []
+        self.context_level += 1
+        try:
+            for point, direction, fn in wanted:
+                added.append((point, point.add_hook(fn, direction, level=self.context_level)))
             yield self
+        finally:
+            self.context_level -= 1
+            for point, handle in added:
+                if reset_hooks_end:
+                    handle.hook.remove()
+                    point.fwd_hooks = [other for other in point.fwd_hooks if other is not handle]
+                    point.bwd_hooks = [other for other in point.bwd_hooks if other is not handle]
+                if clear_contexts:
+                    point.clear_context()
 
     def run_with_hooks(
         self,
@@ -155,126 +157,6 @@ class HookedRootModule(TLHookedRootModule):
         clear_contexts: bool = False,
         **forward_arguments: Any,
     ) -> Any:
-        """The logits (or what `return_type` says) of a forward with hooks attached."""
-        if bwd_hooks and reset_hooks_end:
-            raise InputError(
-                "run_with_hooks removes bwd_hooks before a backward pass can run. Use "
-                "`with model.hooks(bwd_hooks=...)` around forward and backward, or reset_hooks_end=False."
-            )
+        """The logits (or what `return_type` says) of a forward with hooks attached; see `hooks`."""
         with self.hooks(fwd_hooks, bwd_hooks, reset_hooks_end, clear_contexts):
             return self(*inputs, **{"return_type": "logits", **forward_arguments})
-
-    def run_with_cache(
-        self,
-        *inputs: Any,
-        names_filter: str | Sequence[str] | Callable[[str], bool] | None = None,
-        device: Any = None,
-        remove_batch_dim: bool = False,
-        incl_bwd: bool = False,
-        reset_hooks_end: bool = True,
-        clear_contexts: bool = False,
-        pos_slice: Any = None,
-        return_cache_object: bool = True,
-        **forward_arguments: Any,
-    ) -> Any:
-        """The logits (or what `return_type` says) and every activation on the way.
-
-        Args:
-            *inputs: tokens or text, as for a forward.
-            names_filter: a hook name, several, or a function that picks names; None takes all but
-                the points that multiply memory (`hook_result`, `hook_q_input`, ...), which come
-                when named or switched on by `set_use_attn_result(True)` and its like.
-            device: where to keep the activations; None leaves them where they are.
-            remove_batch_dim: drop the batch axis (one row only).
-            incl_bwd: also run backward and cache gradients as `<name>_grad`; needs a scalar
-                (`return_type="loss"`).
-            reset_hooks_end: remove all hooks of this call at the end.
-            clear_contexts: also empty the hook points' `ctx`.
-            pos_slice: keep these positions only.
-            return_cache_object: False gives a plain dict.
-            **forward_arguments: as for a forward.
-
-        Raises:
-            UnknownNameError: a name in `names_filter` that no hook point has.
-        """
-        cache, fwd, bwd = self.get_caching_hooks(
-            names_filter, incl_bwd, device, remove_batch_dim, pos_slice=pos_slice
-        )
-        with self.hooks(fwd, bwd, reset_hooks_end, clear_contexts):
-            out = self(*inputs, **{"return_type": "logits", **forward_arguments})
-            if incl_bwd:
-                out.backward()
-        wrapped = ActivationCache(cache, self, has_batch_dim=not remove_batch_dim)
-        return out, wrapped if return_cache_object else cache
-
-    def get_caching_hooks(
-        self,
-        names_filter: Any = None,
-        incl_bwd: bool = False,
-        device: Any = None,
-        remove_batch_dim: bool = False,
-        cache: dict[str, Tensor] | None = None,
-        pos_slice: Any = None,
-    ) -> tuple[dict[str, Tensor], list[Any], list[Any]]:
-        """A dict and the hooks that fill it; nothing is attached (see `run_with_cache`)."""
-        cache = {} if cache is None else cache
-        positions = Slice.unwrap(pos_slice)
-        # A user's hook may write in place to a tensor that a cached one shares memory with.
-        copy = any(is_hooked(point) for point in self.hook_points())
-
-        def store(value: Tensor, hook: HookPoint, suffix: str = "") -> None:
-            name = str(hook.name)
-            kept = value.detach().to(device)
-            if copy and kept.data_ptr() == value.data_ptr():
-                kept = kept.clone()
-            if remove_batch_dim and kept.shape[0] != 1:
-                raise InputError(
-                    f"remove_batch_dim needs one row, {name} has {kept.shape[0]}; leave it out."
-                )
-            kept = kept[0] if remove_batch_dim else kept
-            per_head = value.ndim == 4 and not name.endswith(("scores", "pattern", "alibi"))
-            cache[name + suffix] = positions.apply(kept, dim=-3 if per_head else -2)
-
-        names = [name for name in self.hook_dict if self._picked(name, names_filter)]
-        if isinstance(names_filter, str):
-            names_filter = [names_filter]
-        if names_filter is not None and not callable(names_filter):
-            wanted = {self.resolve_hook_name(name) for name in names_filter}
-            names = [name for name in self.hook_dict if name in wanted]
-
-        def store_gradient(value: Tensor, hook: HookPoint) -> None:
-            store(value, hook, "_grad")
-
-        fwd = [(name, store) for name in names]
-        return cache, fwd, [(name, store_gradient) for name in names] if incl_bwd else []
-
-    def _picked(self, name: str, names_filter: Any) -> bool:
-        if callable(names_filter):
-            return bool(names_filter(name))
-        gate = GATES.get(name.rsplit(".", 1)[-1])
-        return gate is None or bool(getattr(self.cfg, gate))
-
-    def set_use_attn_result(self, use: bool) -> None:
-        """Whether a run caches each head's own output (`attn.hook_result`)."""
-        self.cfg.use_attn_result = use
-
-    def set_use_hook_mlp_in(self, use: bool) -> None:
-        """Whether a run caches the MLP's input before its LayerNorm (`hook_mlp_in`)."""
-        self.cfg.use_hook_mlp_in = use
-
-    def set_use_attn_in(self, use: bool) -> None:
-        """Whether a run caches each head's input (`attn.hook_attn_in`)."""
-        self._require_one_fork(use, self.cfg.use_split_qkv_input)
-        self.cfg.use_attn_in = use
-
-    def set_use_split_qkv_input(self, use: bool) -> None:
-        """Whether a run caches the inputs of each head's q, k and v (`attn.hook_q_input`, ...)."""
-        self._require_one_fork(use, self.cfg.use_attn_in)
-        self.cfg.use_split_qkv_input = use
-
-    @staticmethod
-    def _require_one_fork(use: bool, other: bool) -> None:
-        if use and other:
-            raise InputError(
-                "use_attn_in and use_split_qkv_input exclude each other; switch one off."
-            )

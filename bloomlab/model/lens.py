@@ -9,17 +9,31 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bloomlab.errors import InputError, TokenizerError, UnsupportedError
+from bloomlab.model.activations import Caching
 from bloomlab.model.config import BloomConfig
-from bloomlab.model.hooks import FactoredMatrix, HookedRootModule, TransformerBridgeConfig
+from bloomlab.model.hooks import FactoredMatrix, TransformerBridgeConfig
 
 
-class LensProtocol(HookedRootModule):
+class Submodule:
+    """A submodule that the class knows of too: from Python 3.12 on, protocol checks look there."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, model: nn.Module | None, owner: type | None = None) -> Any:
+        return self if model is None else model._modules[self.name]
+
+
+class LensProtocol(Caching):
     """What TransformerLens' tools ask of a model, on top of its hooks."""
 
     config: BloomConfig
     embed: Any
-    blocks: Any
+    blocks: Any = Submodule()
+    ln_final: Any = Submodule()
     tokenizer: Any = None
+    W_U: Any  # of the models that have an unembedding
+    _cfg: TransformerBridgeConfig
 
     def make_cfg(self) -> TransformerBridgeConfig:
         """TransformerLens' description of this model."""
@@ -150,8 +164,8 @@ class LensProtocol(HookedRootModule):
         """Sum of the biases written to the stream before `layer` (or before its MLP)."""
         if self.config.apply_residual_connection_post_layernorm:
             raise UnsupportedError(
-                "accumulated_bias: with apply_residual_connection_post_layernorm=True the stream is "
-                "no sum of component outputs."
+                "accumulated_bias: with apply_residual_connection_post_layernorm=True the stream "
+                "is no sum of component outputs."
             )
         blocks = self.blocks[:layer]
         total = torch.zeros_like(self.blocks[0].attn.b_O)
@@ -212,7 +226,7 @@ class LensProtocol(HookedRootModule):
         return tokenizer.batch_decode(ids) if ids.ndim == 2 else tokenizer.decode(ids.reshape(-1))
 
     def to_str_tokens(self, text: Any, prepend_bos: bool | None = None) -> Any:
-        """The text of each token of a text, of ids [pos] or [1 pos]; a list of lists for several."""
+        """The text of each token of a text, of ids [pos] or [1 pos]; for several a list of lists."""
         if (
             isinstance(text, Sequence)
             and not isinstance(text, str)

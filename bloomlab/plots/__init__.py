@@ -1,0 +1,15 @@
+"""Figures: arrays in, a plotly `Figure` out. No model, no torch, nothing shown."""
+
+from bloomlab.plots.alibi import bias_figure, slopes_figure
+from bloomlab.plots.attention import head_grid_figure, pattern_figure
+from bloomlab.plots.hidden_states import norm_figure
+from bloomlab.plots.predictions import next_token_figure
+
+__all__ = [
+    "bias_figure",
+    "head_grid_figure",
+    "next_token_figure",
+    "norm_figure",
+    "pattern_figure",
+    "slopes_figure",
+]

@@ -1,0 +1,126 @@
+"""Figures of attention patterns: arrays in, a plotly figure out, nothing shown."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]  # it has none
+from einops import rearrange
+from jaxtyping import Float
+
+from bloomlab.errors import ShapeError
+from bloomlab.plots import theme
+from bloomlab.plots.tokens import axis, isolate, label_room
+
+_LEFT = {"constraintoward": "left"}
+_SQUARE_DOWN = {"autorange": "reversed", "scaleanchor": "x", "constraintoward": "top"}
+
+
+def pattern_figure(
+    pattern: Float[np.ndarray, "query key"], tokens: Sequence[str], *, title: str = ""
+) -> go.Figure:
+    """Heatmap of one head: queries (destination) down, keys (source) across; probability, 0..1.
+
+    Colour grows with the square root of the weight, so that small weights show; the colour bar and
+    the hover text give the weight itself. One token a key; with fewer queries than keys (cached
+    generation) the queries are the last tokens. Beyond 672 tokens, more than the figure has
+    room for, a cell is the maximum over neighbouring tokens, as in `head_grid_figure`.
+
+    Raises:
+        ShapeError: if the tokens do not fit the keys, or there are more queries than keys.
+    """
+    _check_tokens("pattern", pattern.shape, tokens)
+    n_query, n_key = pattern.shape
+    past = n_key - n_query
+    rows, columns = _starts(n_query, theme.MAX_SIDE), _starts(n_key, theme.MAX_SIDE)
+    heatmap = go.Heatmap(
+        z=_pool(pattern, rows, columns),
+        x=_ranges(columns, tokens),
+        y=_ranges(rows, tokens[past:], first=past),
+        hovertemplate="%{y} → %{x}: %{z:.3g}<extra></extra>",
+        **theme.attention_colors(),
+    )
+    room, queries = label_room(tokens), tokens[past:]
+    layout = theme.square_cells(len(rows), len(columns), side=theme.SIDE, room=room) | {
+        "xaxis": axis([tokens[pos] for pos in columns], title="key (source)") | _LEFT,
+        "yaxis": axis([queries[pos] for pos in rows], title="query (destination)") | _SQUARE_DOWN,
+    }
+    return theme.figure([heatmap], title=title, layout=layout)
+
+
+def head_grid_figure(
+    patterns: Float[np.ndarray, "layer head query key"],
+    tokens: Sequence[str],
+    *,
+    title: str = "",
+) -> go.Figure:
+    """All heads as one heatmap, layers down and heads across; probability, 0..1.
+
+    A pattern that is larger than its thumbnail is pooled by its maximum, so that a single strong
+    weight survives; such a cell stands for a range of tokens (named in the hover text) and rows no
+    longer sum to one. `pattern_figure` shows one head in full.
+
+    Raises:
+        ShapeError: if the tokens do not fit the keys, or there are more queries than keys.
+    """
+    _check_tokens("patterns", patterns.shape, tokens)
+    n_layer, n_head, n_query, n_key = patterns.shape
+    past = n_key - n_query
+    size = max(theme.SMALLEST_TILE, theme.MOSAIC // max(n_layer, n_head, 1) - 1)
+    rows, columns = _starts(n_query, size), _starts(n_key, size)
+    gap = max(1, len(columns) // 12)
+    padding = ((0, 0), (0, 0), (0, gap), (0, gap))
+    tiles = np.pad(_pool(patterns, rows, columns), padding, constant_values=np.nan)
+    mosaic = rearrange(tiles, "layer head query key -> (layer query) (head key)")[:-gap, :-gap]
+
+    queries = [f"query {name}<br><b>L" for name in _ranges(rows, tokens[past:], first=past)]
+    keys = [f"</b><br>key {name}" for name in _ranges(columns, tokens)]
+    blank = [f" gap {i}" for i in range(gap)]
+    heatmap = go.Heatmap(
+        z=mosaic,
+        x=[f"H{head}{key}" for head in range(n_head) for key in keys + blank][:-gap],
+        y=[f"{query}{layer}" for layer in range(n_layer) for query in queries + blank][:-gap],
+        hoverongaps=False,
+        hovertemplate="%{y}%{x}<br>attention %{z:.3g}<extra></extra>",  # "…L3" + "H7…"
+        **theme.attention_colors(),
+    )
+    heads, layers = [f"H{i}" for i in range(n_head)], [f"L{i}" for i in range(n_layer)]
+    room = label_room([*heads, *layers])
+    across = axis(heads, title="head", width=len(columns), pitch=tiles.shape[3])
+    down = axis(layers, title="layer", width=len(rows), pitch=tiles.shape[2])
+    layout = theme.square_cells(*mosaic.shape, side=theme.GRID_SIDE, room=room) | {
+        "xaxis": across | _LEFT,
+        "yaxis": down | _SQUARE_DOWN,
+    }
+    return theme.figure([heatmap], title=title, layout=layout)
+
+
+def _check_tokens(name: str, shape: tuple[int, ...], tokens: Sequence[str]) -> None:
+    *lead, n_query, n_key = shape
+    if not 0 < n_query <= n_key == len(tokens):
+        expected = f"({', '.join(map(str, [*lead, 'query <= key']))}, {len(tokens)})"
+        raise ShapeError(name, got=shape, expected=expected, fix="Give one token for each key.")
+
+
+def _pool(
+    pattern: Float[np.ndarray, "*lead query key"], rows: list[int], columns: list[int]
+) -> Float[np.ndarray, "*lead row column"]:
+    """Maximum over each pool of queries and keys."""
+    pooled = np.maximum.reduceat(np.maximum.reduceat(pattern, columns, axis=-1), rows, axis=-2)
+    return pooled.astype(np.float32)
+
+
+def _starts(length: int, size: int) -> list[int]:
+    """First index of each pool: at most `size` pools of nearly equal length."""
+    count = min(length, size)
+    return [pool * length // count for pool in range(count)]
+
+
+def _ranges(starts: list[int], tokens: Sequence[str], *, first: int = 0) -> list[str]:
+    """`12 ␣the` for a pool of one token, `12–15 ␣the … ␣cat` for a longer one."""
+    lasts = [start - 1 for start in starts[1:]] + [len(tokens) - 1]
+    return [
+        f"{first + low} {isolate(tokens[low])}"
+        if low == last
+        else f"{first + low}–{first + last} {isolate(tokens[low])} … {isolate(tokens[last])}"
+        for low, last in zip(starts, lasts, strict=True)
+    ]

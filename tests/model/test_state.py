@@ -1,0 +1,69 @@
+"""Law 9: state is passed, never kept."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from tests.tiny import pair, tokens
+
+
+def test_activations_depend_on_the_input_alone():
+    """A cache kept on a module would shift scores after a longer prompt."""
+    _, ours = pair()
+    ids, longer = tokens(1, 5), tokens(3, 20)
+    _, before = ours.run_with_cache(ids)
+    ours(longer, output_attentions=True, head_mask=torch.zeros(6))
+    ours.generate(longer, max_new_tokens=3)
+    _, after = ours.run_with_cache(ids)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_an_exception_in_a_hook_leaves_no_hook_behind():
+    _, ours = pair()
+    ids = tokens(1, 5)
+
+    def fail(value, hook):
+        raise RuntimeError("stop here")
+
+    for run in (
+        lambda: ours.run_with_hooks(ids, fwd_hooks=[("blocks.0.hook_resid_mid", fail)]),
+        lambda: ours.run_with_cache(ids, attention_mask=torch.ones(1, 9)),
+    ):
+        with pytest.raises(Exception, match="stop here|attention_mask"):
+            run()
+        assert not any(p._forward_hooks or p._backward_hooks for p in ours.hook_points())
+
+
+def test_inputs_are_not_changed():
+    _, ours = pair()
+    ids, mask, heads = tokens(2, 9), torch.ones(2, 9), torch.rand(2, 6)
+    copies = ids.clone(), mask.clone(), heads.clone()
+    ours(ids, attention_mask=mask, head_mask=heads)
+    ours.generate(ids, attention_mask=mask, head_mask=heads, max_new_tokens=2)
+    assert all(torch.equal(a, b) for a, b in zip((ids, mask, heads), copies, strict=True))
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_whole_and_independent(duplicate):
+    _, ours = pair()
+    ids = tokens(1, 5)
+    expected = ours(ids).logits
+    other = duplicate(ours)
+    assert torch.equal(other(ids).logits, expected)
+    with torch.no_grad():
+        other.embed.weight.zero_()
+        other.blocks[0].attn.slopes.zero_()
+    assert other(ids).logits.abs().max() == 0  # the tied unembedding went with its own embedding
+    assert torch.equal(ours(ids).logits, expected)
+
+
+def test_autocast_matches_the_half_precision_it_asks_for():
+    _, ours = pair()
+    ids, mask = tokens(2, 9), torch.ones(2, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    with torch.autocast("cpu", torch.bfloat16):
+        out = ours(ids, attention_mask=mask, labels=ids)
+        out.loss.backward()
+    assert torch.isfinite(out.logits).all()
+    assert all(torch.isfinite(value.grad).all() for value in ours.parameters())

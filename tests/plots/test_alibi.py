@@ -1,0 +1,52 @@
+import numpy as np
+import pytest
+
+from bloomlab.errors import BloomlabError
+from bloomlab.plots import bias_figure, slopes_figure
+
+SLOPES = 2.0 ** -np.arange(1, 9)  # eight heads (Press et al.): 1/2, 1/4, ... 1/256
+
+
+def test_each_slope_stands_over_its_head_on_a_logarithmic_axis():
+    figure = slopes_figure(SLOPES, title="ALiBi")
+    (points,) = figure.data
+    assert dict(zip(points.x, points.y, strict=True)) == {
+        f"H{i}": 2.0 ** -(i + 1) for i in range(8)
+    }
+    assert figure.layout.yaxis.type == "log"
+    assert figure.layout.title.text == "ALiBi"
+
+
+def test_slope_ticks_read_as_the_fractions_they_are():
+    axis = slopes_figure(np.array([0.7, 3.0]), title="").layout.yaxis
+    assert list(axis.ticktext) == ["1/2", "1", "2", "4"]
+    assert list(axis.tickvals) == [0.5, 1, 2, 4]
+
+
+@pytest.mark.parametrize("slope", [0.0, -0.5])
+def test_a_slope_that_a_logarithm_cannot_show_is_refused(slope):
+    with pytest.raises(BloomlabError, match="positive"):
+        slopes_figure(np.array([0.5, slope]))
+
+
+def test_bias_is_minus_slope_times_distance():
+    figure = bias_figure(SLOPES, max_distance=10)
+    assert len(figure.data) == 8
+    for head, line in enumerate(figure.data):
+        assert line.name == f"H{head}"
+        assert [line.y[distance] for distance in line.x] == [
+            -distance / 2 ** (head + 1) for distance in range(11)
+        ]
+
+
+def test_bias_at_distance_zero_has_no_sign():
+    assert all(str(line.y[0]) == "0.0" for line in bias_figure(SLOPES).data)
+
+
+def test_a_head_without_slope_has_no_bias():
+    (line,) = bias_figure(np.zeros(1), max_distance=3).data
+    assert list(line.y) == [0, 0, 0, 0]
+
+
+def test_heads_are_told_apart_by_colour():
+    assert len({line.line.color for line in bias_figure(SLOPES).data}) == 8
