@@ -1,6 +1,7 @@
 """Multi-head attention of BLOOM: fused unless someone looks at scores or pattern."""
 
 import math
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -211,6 +212,6 @@ def sliced_linear(
     width = layer.weight.shape[1] / n_slice
     cuts = [int(i * width) for i in range(n_slice + 1)]
     out = torch.zeros(*x.shape[:-1], len(layer.weight), dtype=x.dtype, device=x.device)
-    for start, end in zip(cuts, cuts[1:], strict=False):
+    for start, end in pairwise(cuts):
         out = out + F.linear(x[..., start:end], layer.weight[:, start:end])
     return out + layer.bias

@@ -1,5 +1,7 @@
 """LayerNorm, MLP and the transformer block, each intermediate behind a hook point."""
 
+from typing import Any
+
 import torch
 from einops import repeat
 from jaxtyping import Float
@@ -24,6 +26,11 @@ class LayerNorm(nn.Module):
         self.hook_scale = HookPoint()  # batch pos 1; sqrt(variance + eps)
         self.hook_normalized = HookPoint()  # batch pos d_model; before gain and bias
 
+    def reset_parameters(self) -> None:
+        """Gain 1 and bias 0, as in torch's own modules."""
+        nn.init.ones_(self.weight)
+        nn.init.zeros_(self.bias)
+
     @property
     def w(self) -> Float[Tensor, " d_model"]:
         """The gain, under TransformerLens' name."""
@@ -34,19 +41,55 @@ class LayerNorm(nn.Module):
         """The bias, under TransformerLens' name."""
         return self.bias
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """`x` with zero mean and unit variance, times gain plus bias."""
+    def forward(
+        self,
+        x: Float[Tensor, "batch pos d_model"],
+        *branches: Float[Tensor, "batch pos *head d_model"] | None,
+    ) -> Any:
+        """`x` with zero mean and unit variance, times gain plus bias; then each branch, if any.
+
+        Branches are edited copies of `x`, perhaps one a head. Their mean and variance are their
+        own, but what hooks here set `x`'s scale or normalized value to holds for them too.
+        """
         if not (is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)):
-            return self.plain(x)
+            normed = [None if t is None else self.plain(t) for t in (x, *branches)]
+            return normed if branches else normed[0]
+        centred, own_scale = self._statistics(x)
+        scale = hooked(self.hook_scale, own_scale)
+        own_normalized = centred / scale
+        normalized = hooked(self.hook_normalized, own_normalized)
+        everywhere: list[Tensor | None] = [normalized]
+        for branch in branches:
+            if branch is None:
+                everywhere.append(None)
+                continue
+            centred, its_scale = self._statistics(branch)
+            its_normalized = centred / where_edited(own_scale, scale, otherwise=its_scale)
+            everywhere.append(where_edited(own_normalized, normalized, otherwise=its_normalized))
+        gain, bias = (t.to(normalized.dtype) for t in (self.weight, self.bias))
+        normed = [None if t is None else (t * gain + bias).to(x.dtype) for t in everywhere]
+        return normed if branches else normed[0]
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         centred = wide - wide.mean(-1, keepdim=True)
-        scale = (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
-        normalized = hooked(self.hook_normalized, centred / hooked(self.hook_scale, scale))
-        return (normalized * self.weight.to(wide.dtype) + self.bias.to(wide.dtype)).to(x.dtype)
+        return centred, (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
 
     def plain(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
         """The same without hooks, for any leading axes."""
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+def where_edited(
+    before: Float[Tensor, "batch pos last"],
+    after: Float[Tensor, "batch pos last"],
+    *,
+    otherwise: Float[Tensor, "batch pos *head last"],
+) -> Float[Tensor, "batch pos *head last"]:
+    """`after` where it differs from `before`, for every head; elsewhere `otherwise`."""
+    if otherwise.ndim > before.ndim:
+        before, after = before[:, :, None], after[:, :, None]
+    return torch.where(before == after, otherwise, after)
 
 
 class MLP(nn.Module):
@@ -118,10 +161,15 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "batch query d_model"], Tensor | None]:
         """The residual stream after this block, and the pattern if asked for."""
         resid_pre = hooked(self.hook_resid_pre, resid)
-        normed = self.ln1(resid_pre)
+        forks, inputs = self._forks(resid_pre), None
+        if forks:
+            normed, *forked = self.ln1(resid_pre, *forks)
+            inputs = HeadInputs(*forked)
+        else:
+            normed = self.ln1(resid_pre)
         attended = self.attn(
             normed,
-            inputs=self._head_inputs(resid_pre),
+            inputs=inputs,
             bias=bias,
             extension=extension,
             head_mask=head_mask,
@@ -131,33 +179,22 @@ class Block(nn.Module):
         skip = normed if self.post_norm_skip else resid_pre
         resid_mid = hooked(self.hook_resid_mid, skip + attn_out)
 
-        normed = self.ln2(resid_mid)
-        mlp_in = (
-            self.ln2.plain(self.hook_mlp_in(resid_mid.clone()))
-            if is_hooked(self.hook_mlp_in)
-            else normed
-        )
+        if is_hooked(self.hook_mlp_in):
+            normed, mlp_in = self.ln2(resid_mid, self.hook_mlp_in(resid_mid))
+        else:
+            normed = mlp_in = self.ln2(resid_mid)
         mlp_out = hooked(
             self.hook_mlp_out, F.dropout(self.mlp(mlp_in), self.dropout, self.training)
         )
         skip = normed if self.post_norm_skip else resid_mid
         return hooked(self.hook_resid_post, skip + mlp_out), attended.pattern
 
-    def _head_inputs(self, resid: Tensor) -> HeadInputs | None:
-        """Each head's own copy of the stream, where hooks ask for one; normalised afterwards."""
+    def _forks(self, resid: Tensor) -> list[Tensor | None]:
+        """Each head's own copy of the stream for q, k and v, where hooks ask for one."""
         attn = self.attn
         splits = attn.hook_q_input, attn.hook_k_input, attn.hook_v_input
         shared = is_hooked(attn.hook_attn_in)
         if not shared and not any(map(is_hooked, splits)):
-            return None
-        forked = repeat(resid, "b q m -> b q h m", h=attn.n_head)
-        if shared:
-            forked = attn.hook_attn_in(forked.clone())
-        return HeadInputs(
-            *(
-                self.ln1.plain(point(forked.clone()) if is_hooked(point) else forked)
-                if shared or is_hooked(point)
-                else None
-                for point in splits
-            )
-        )
+            return []
+        forked = hooked(attn.hook_attn_in, repeat(resid, "b q m -> b q h m", h=attn.n_head))
+        return [hooked(point, forked) if shared or is_hooked(point) else None for point in splits]

@@ -2,20 +2,21 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from bloomlab.errors import CacheError, InputError, UnknownArgumentError
+from bloomlab.errors import CacheError, InputError, UnknownArgumentError, UnsupportedError
 from bloomlab.model.block import Block, LayerNorm
 from bloomlab.model.cache import KVCache
 from bloomlab.model.checkpoint import Checkpoints
 from bloomlab.model.config import ALIBI_MODES, BloomConfig
+from bloomlab.model.embed import Embedding
 from bloomlab.model.hooks import HookPoint, hooked
 from bloomlab.model.inputs import (
     attention_bias,
@@ -23,44 +24,13 @@ from bloomlab.model.inputs import (
     check_stream,
     layer_head_mask,
     layer_range,
+    name_all_arguments,
 )
 from bloomlab.model.lens import LensProtocol
-from bloomlab.model.outputs import BaseModelOutputWithPastAndCrossAttentions
+from bloomlab.model.outputs import Backbone, BaseModelOutputWithPastAndCrossAttentions, bare
 
 # Token ids [batch pos], a text or texts. Checked by hand, so that errors speak plainly.
 Inputs = Any
-
-
-class Embedding(nn.Embedding):
-    """Token embedding, before the embedding LayerNorm."""
-
-    def __init__(self, config: BloomConfig) -> None:
-        super().__init__(config.vocab_size, config.hidden_size)
-        self.hook_out = HookPoint()  # batch pos d_model
-
-    @property
-    def W_E(self) -> Float[Tensor, "vocab d_model"]:
-        """The table itself, under TransformerLens' name."""
-        return self.weight
-
-    def forward(self, input: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        """Rows of the table."""
-        return hooked(self.hook_out, super().forward(input))
-
-
-class Backbone(NamedTuple):
-    """What the blocks leave behind, before any head."""
-
-    last: Tensor  # batch pos d_model; after the final norm
-    past_key_values: KVCache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None  # layer + 1 of [batch pos d_model]
-    attentions: tuple[Tensor, ...] | None = None  # layer of [batch head query key]
-    stopped: Tensor | None = None  # the stream before `stop_at_layer`
-
-    def fields(self, *, past: bool = True) -> dict[str, Any]:
-        """The fields that outputs of all classes share."""
-        shared = {"hidden_states": self.hidden_states, "attentions": self.attentions}
-        return {**shared, "past_key_values": self.past_key_values} if past else shared
 
 
 class BloomModel(LensProtocol, Checkpoints):
@@ -86,7 +56,6 @@ class BloomModel(LensProtocol, Checkpoints):
             config = BloomConfig.from_dict(config.to_dict())
         self.config = config
         self.gradient_checkpointing = False
-        self._checkpointing_arguments: dict[str, Any] = {}
         self.embed = Embedding(config)
         self.embed_ln = LayerNorm(config)
         self.hook_embed = HookPoint()  # batch pos d_model; after the embedding LayerNorm
@@ -121,7 +90,7 @@ class BloomModel(LensProtocol, Checkpoints):
 
     @property
     def alibi(self) -> str:
-        """How the bias is added: "hf" (as transformers) or "exact" (relative, float32); settable."""
+        """The bias's form, settable: "hf" (as transformers) or "exact" (relative, float32)."""
         return self.config.alibi
 
     @alibi.setter
@@ -135,17 +104,26 @@ class BloomModel(LensProtocol, Checkpoints):
         return self.embed
 
     def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None
+        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, every_n_layers: int = 1
     ) -> None:
-        """Recompute blocks in the backward pass of training, to save memory.
+        """Recompute every n-th block in the backward pass of training, to save memory.
 
-        Hooks inside a block then fire again during backward.
+        The keywords go to torch.utils.checkpoint. Hooks inside a block fire again in backward.
         """
-        self._checkpointing_arguments = {
-            "use_reentrant": False,
-            **(gradient_checkpointing_kwargs or {}),
-        }
+        chosen = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
+        self._recompute, self._recompute_every = partial(checkpoint, **chosen), every_n_layers
         self.gradient_checkpointing = True
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Transformers 5's name of `gradient_checkpointing_enable`; its Trainer calls this."""
+        if offload:
+            raise UnsupportedError("offloading of checkpointed activations is not supported.")
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers)
 
     def gradient_checkpointing_disable(self) -> None:
         """Keep activations for the backward pass again."""
@@ -203,8 +181,9 @@ class BloomModel(LensProtocol, Checkpoints):
             output_attentions: return every layer's pattern, masked by `head_mask`.
             output_hidden_states: return the stream before every block and after the final norm.
             return_type: what the caller will return.
-            start_at_layer: `input_ids` is the residual stream [batch pos d_model] before this layer.
-            stop_at_layer: return the residual stream before this layer instead.
+            start_at_layer: `input_ids` is the stream [batch pos d_model] before this layer.
+            stop_at_layer: return the residual stream before this layer instead. A run of some
+                layers reads a cache but does not grow it.
             cache_position: column of each new token; checked against the cache.
             position_ids: ignored with a FutureWarning, as in transformers.
             **unknown: refused.
@@ -257,8 +236,8 @@ class BloomModel(LensProtocol, Checkpoints):
             if output_hidden_states:
                 states.append(resid)
             run = self.blocks[layer]
-            if recomputing:
-                run = partial(checkpoint, run, **self._checkpointing_arguments)
+            if recomputing and layer % self._recompute_every == 0:
+                run = partial(self._recompute, run)
             resid, pattern = run(
                 resid,
                 bias=bias,
@@ -284,18 +263,13 @@ class BloomModel(LensProtocol, Checkpoints):
         self, output: Any, logits: Tensor, *, return_dict: bool | None, return_type: str | None
     ) -> Any:
         """A forward's result in the form asked for: output object, tuple, or bare tensors."""
-        if return_type is None:
-            keep = self.config.return_dict if return_dict is None else return_dict
-            return output if keep else output.to_tuple()
-        if return_type not in ("logits", "loss", "both"):
-            raise InputError(
-                f"return_type is {return_type!r}, expected 'logits', 'loss', 'both' or None."
-            )
-        if return_type == "logits":
-            return logits
-        if output.get("loss") is None:
-            raise InputError(f"return_type={return_type!r} needs labels.")
-        return output.loss if return_type == "loss" else (logits, output.loss)
+        if return_type is not None:
+            return bare(output, logits, return_type)
+        return (
+            output
+            if (self.config.return_dict if return_dict is None else return_dict)
+            else output.to_tuple()
+        )
 
     def _embedded(
         self, ids: Any, embeds: Tensor | None, *, resumed: bool
@@ -315,22 +289,7 @@ class BloomModel(LensProtocol, Checkpoints):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        name_all_arguments(cls)
+        name_all_arguments(cls, BloomModel.backbone)
 
 
-def name_all_arguments(model_class: type[BloomModel]) -> None:
-    """Give `forward` a signature that also names the arguments it passes on to `backbone`.
-
-    transformers' Trainer drops the data columns that a forward's signature does not name.
-    """
-    forward = model_class.__dict__.get("forward")
-    if forward is None:
-        return
-    own = inspect.signature(forward).parameters.values()
-    named = [p for p in own if p.kind != p.VAR_KEYWORD]
-    passed = inspect.signature(BloomModel.backbone).parameters.values()
-    rest = [p for p in passed if p.kind == p.KEYWORD_ONLY and p.name not in {n.name for n in named}]
-    forward.__signature__ = inspect.Signature([*named, *rest])
-
-
-name_all_arguments(BloomModel)
+name_all_arguments(BloomModel, BloomModel.backbone)

@@ -78,7 +78,8 @@ class KVCache:
 
     def __repr__(self) -> str:
         rows, keys = self.positions.shape
-        return f"KVCache({rows} rows, {keys} tokens, {len(self._layers)} layers, {self.nbytes:,} bytes)"
+        size = f"{rows} rows, {keys} tokens, {len(self._layers)} layers, {self.nbytes:,} bytes"
+        return f"KVCache({size})"
 
     def get_seq_length(self) -> int:
         """Number of cached tokens, padding included (transformers' name for `len`)."""
@@ -105,7 +106,7 @@ class KVCache:
         return self._layer(layer).v[:, :, : len(self)]
 
     def fork(self, n: int = 1) -> "KVCache":
-        """n independent copies of every row, side by side: row i becomes rows i*n ... i*n + n-1.
+        """N independent copies of every row, side by side: row i becomes rows i*n ... i*n + n-1.
 
         Nothing is copied for one row until the fork or this cache goes on.
         """
@@ -144,10 +145,9 @@ class KVCache:
         way); without, distances stay what they were and the next token's position too.
         """
         gone = torch.as_tensor(positions, dtype=torch.long, device=self.positions.device).flatten()
-        if len(gone) and (int(gone.min()) < 0 or int(gone.max()) >= int(self.next_position.max())):
-            raise CacheError(
-                f"evict({gone.tolist()}): positions run from 0 to {int(self.next_position.max()) - 1}."
-            )
+        end = int(self.next_position.max()) if self.n_rows else 0
+        if len(gone) and not 0 <= int(gone.min()) <= int(gone.max()) < end:
+            raise CacheError(f"evict({gone.tolist()}): positions run from 0 to {end - 1}.")
         valid = self.valid & ~torch.isin(self.positions, gone)
         columns = valid.any(0).nonzero()[:, 0]
         valid = valid[:, columns]

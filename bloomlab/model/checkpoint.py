@@ -208,7 +208,7 @@ class Checkpoints(nn.Module):
         tied = UNEMBEDDING not in shapes and hasattr(model, "unembed")
         if tied:
             shapes[UNEMBEDDING] = shapes[EMBEDDING]
-        for name in shapes.keys() & stored.keys():
+        for name in [n for n in shapes if n in stored]:
             weights.check(stored[name], shapes[name])
         embedding = weights[stored[EMBEDDING]]
         if tied and UNEMBEDDING in stored:

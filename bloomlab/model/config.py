@@ -12,6 +12,7 @@ from bloomlab.errors import ConfigError, InputError, UnknownArgumentError
 from bloomlab.model.files import FORMATS, read_json
 
 ALIBI_MODES = ("hf", "exact")
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
 
 # Fields of real BLOOM config files that no code reads (Megatron's); kept, written back on saving.
 MEGATRON_LEFTOVERS = (
@@ -126,6 +127,8 @@ class BloomConfig(HFBloomConfig):
             raise ConfigError(f"layer_norm_epsilon is {self.layer_norm_epsilon}, expected > 0.")
         if not self.initializer_range >= 0:
             raise ConfigError(f"initializer_range is {self.initializer_range}, expected >= 0.")
+        if self.problem_type not in (None, *PROBLEM_TYPES):
+            raise ConfigError(f"problem_type is {self.problem_type!r}, expected {PROBLEM_TYPES}.")
         if self.alibi not in ALIBI_MODES:
             raise ConfigError(f"alibi is {self.alibi!r}, expected one of {ALIBI_MODES}.")
 
@@ -133,6 +136,11 @@ class BloomConfig(HFBloomConfig):
     def d_head(self) -> int:
         """Width of one head."""
         return self.hidden_size // self.n_head
+
+    @property
+    def n_label(self) -> int:
+        """Number of labels of a classification head (transformers' num_labels may be unset)."""
+        return self.num_labels or 0
 
 
 def read_config(folder: Path) -> BloomConfig:

@@ -1,4 +1,4 @@
-"""Checkpoint files: where they are (package, folder, hub), if they can be trusted, what they hold."""
+"""Checkpoint files: where they are (package, folder, hub), whether to trust them, what is in."""
 
 import json
 import os
@@ -125,7 +125,8 @@ class Weights(Mapping[str, Tensor]):
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Raise a CheckpointError unless a tensor is floating-point and of this shape; unread."""
         if self._held:
-            found, kind = tuple(self._held[name].shape), self._held[name].dtype
+            held = self._held[name]
+            found, kind = tuple(held.shape), "no (offloaded?)" if held.is_meta else held.dtype
         else:
             header = self._readers[name].get_slice(name)
             found, kind = tuple(header.get_shape()), header.get_dtype()
@@ -203,7 +204,8 @@ def _indexed(folder: Path, index: str) -> dict[str, Path]:
     if not isinstance(places, dict) or not places:
         raise CheckpointError(f"{folder / index} has no weight_map (tensor name -> shard file).")
     for shard in places.values():
-        if not isinstance(shard, str) or Path(shard).name != shard or "\\" in shard:
+        plain = isinstance(shard, str) and Path(shard).name == shard and "\\" not in shard
+        if not plain or shard in ("", ".."):
             raise CheckpointError(
                 f"{folder / index} names the shard {shard!r}, expected a plain file name: refused."
             )

@@ -102,7 +102,7 @@ class Generation(BloomModel):
         limit = self._limit(ids.shape[1], max_new_tokens, max_length)
         if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
             raise InputError(
-                f"num_return_sequences={num_return_sequences}: expected at least 1, and more than 1 "
+                f"num_return_sequences={num_return_sequences}: expected at least 1, more than 1 "
                 "only with do_sample=True (greedy rows would all be the same)."
             )
         ids, mask = (t.repeat_interleave(num_return_sequences, 0) for t in (ids, mask))
@@ -166,7 +166,8 @@ class Generation(BloomModel):
                 logits_to_keep=1,
                 return_type="logits",
             )[:, -1]
-            scores = processors(ids, logits.float())
+            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            scores = processors(ids, wide)  # pyright: ignore[reportArgumentType]  # LongTensor stubs
             if do_sample:
                 token = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
             else:

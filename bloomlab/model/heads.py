@@ -8,41 +8,17 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bloomlab.errors import InputError, ShapeError
+from bloomlab.errors import InputError
 from bloomlab.model.bloom import BloomModel, Inputs
+from bloomlab.model.embed import Unembed
 from bloomlab.model.generate import Generation
+from bloomlab.model.losses import IGNORED, check_labels, kept, next_token_loss, span_loss
 from bloomlab.model.outputs import (
     CausalLMOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
-
-IGNORED = -100  # label that counts for nothing
-
-
-class Unembed(nn.Module):
-    """From the final norm's output to logits; shares the embedding's weights when tied."""
-
-    def __init__(self, embed: nn.Embedding, *, tied: bool) -> None:
-        super().__init__()
-        # not a registered child: the table has one name and one entry in the state dict
-        self.__dict__["_embed"] = embed
-        self.weight = None if tied else nn.Parameter(torch.empty_like(embed.weight))
-
-    @property
-    def W_U(self) -> Float[Tensor, "d_model vocab"]:
-        """Unembedding weights: a view of the parameter."""
-        return (self._embed.weight if self.weight is None else self.weight).T
-
-    @property
-    def b_U(self) -> Float[Tensor, " vocab"]:
-        """Zeros: BLOOM's unembedding has no bias."""
-        return torch.zeros_like(self.W_U[0])
-
-    def forward(self, stream: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead vocab"]:
-        """Logits."""
-        return F.linear(stream, self.W_U.T)
 
 
 class BloomForCausalLM(Generation):
@@ -135,7 +111,7 @@ class BloomForSequenceClassification(BloomModel):
 
     def build_head(self) -> None:
         """Add the classifier."""
-        self.score = nn.Linear(self.config.hidden_size, self.config.num_labels, bias=False)
+        self.score = nn.Linear(self.config.hidden_size, self.config.n_label, bias=False)
 
     def forward(
         self,
@@ -196,8 +172,8 @@ class BloomForSequenceClassification(BloomModel):
         if kind == "regression":
             return F.mse_loss(logits.squeeze(), labels.to(logits.dtype).squeeze())
         if kind == "single_label_classification":
-            check_labels(labels, self.config.num_labels)
-            return F.cross_entropy(logits.view(-1, self.config.num_labels), labels.view(-1))
+            check_labels(labels, self.config.n_label)
+            return F.cross_entropy(logits.view(-1, self.config.n_label), labels.view(-1))
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
 
 
@@ -210,7 +186,7 @@ class BloomForTokenClassification(BloomModel):
         """Add dropout and classifier."""
         rates = (getattr(self.config, "classifier_dropout", None), self.config.hidden_dropout)
         self.dropout = nn.Dropout(next((rate for rate in rates if rate is not None), 0.1))
-        self.classifier = nn.Linear(self.config.hidden_size, self.config.num_labels)
+        self.classifier = nn.Linear(self.config.hidden_size, self.config.n_label)
 
     def forward(
         self,
@@ -238,7 +214,7 @@ class BloomForTokenClassification(BloomModel):
         logits = self.classifier(self.dropout(back.last))
         loss = None
         if labels is not None:
-            check_labels(labels, self.config.num_labels)
+            check_labels(labels, self.config.n_label)
             loss = F.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())
         output = TokenClassifierOutput(loss=loss, logits=logits, **back.fields(past=False))
         return self.deliver(output, logits, return_dict=return_dict, return_type=return_type)
@@ -287,59 +263,3 @@ class BloomForQuestionAnswering(BloomModel):
             loss=loss, start_logits=start, end_logits=end, **back.fields(past=False)
         )
         return self.deliver(output, both, return_dict=return_dict, return_type=return_type)
-
-
-def kept(
-    stream: Float[Tensor, "batch pos d_model"], keep: int | Tensor
-) -> Float[Tensor, "*kept d_model"]:
-    """The positions whose logits are asked for.
-
-    `keep` is a number (the last n; 0 all), positions [kept] or [batch kept], or a mask [pos] or
-    [batch pos] (which flattens: rows may keep different numbers).
-    """
-    if isinstance(keep, int):
-        return stream[:, -keep:] if keep else stream
-    if keep.ndim == 1:
-        return stream[:, keep]
-    return stream[keep] if keep.dtype == torch.bool else stream.take_along_dim(keep[:, :, None], 1)
-
-
-def next_token_loss(
-    logits: Float[Tensor, "batch pos vocab"],
-    labels: Tensor,
-    *,
-    num_items: Tensor | int | None = None,
-) -> Float[Tensor, ""]:
-    """Cross-entropy of each token given those before it, in nats; mean, or sum / `num_items`.
-
-    NaN when every label is ignored, as in transformers.
-    """
-    if labels.shape != logits.shape[:2]:
-        raise ShapeError(
-            "labels", got=labels.shape, expected=f"{list(logits.shape[:2])} ([batch pos])"
-        )
-    check_labels(labels, logits.shape[-1])
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    shifted = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].to(logits.device)
-    reduction = "mean" if num_items is None else "sum"
-    loss = F.cross_entropy(
-        wide.flatten(0, 1), shifted.flatten(), ignore_index=IGNORED, reduction=reduction
-    )
-    return loss if num_items is None else loss / torch.as_tensor(num_items, device=loss.device)
-
-
-def span_loss(logits: Float[Tensor, "batch pos"], positions: Tensor) -> Float[Tensor, ""]:
-    """Cross-entropy over positions, in nats; targets beyond the text are ignored."""
-    n = logits.shape[1]
-    targets = positions.to(logits.device)
-    targets = (targets.squeeze(-1) if targets.ndim > 1 else targets).clamp(0, n)
-    return F.cross_entropy(logits, targets, ignore_index=n)
-
-
-def check_labels(labels: Tensor, n: int) -> None:
-    """Raise unless every label is -100 or in 0 ... n - 1."""
-    used = labels[labels != IGNORED]
-    if len(used) and not 0 <= int(used.min()) <= int(used.max()) < n:
-        raise InputError(
-            f"labels run from {int(used.min())} to {int(used.max())}, expected 0 to {n - 1} or {IGNORED}."
-        )

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 from transformer_lens import ActivationCache as TLActivationCache
@@ -11,6 +11,7 @@ from transformer_lens import FactoredMatrix
 from transformer_lens import HookedRootModule as TLHookedRootModule
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint as TLHookPoint
+from transformer_lens.utilities.matrix import composition_scores
 from transformer_lens.utilities.slice import Slice
 
 from bloomlab.errors import UnknownNameError
@@ -22,6 +23,7 @@ __all__ = [
     "Slice",
     "TLActivationCache",
     "TransformerBridgeConfig",
+    "composition_scores",
     "hooked",
     "is_hooked",
 ]
@@ -127,16 +129,15 @@ class HookedRootModule(TLHookedRootModule):
         Raises:
             UnknownNameError: a name that no hook point has; nothing is attached then.
         """
-        wanted: list[tuple[TLHookPoint, Literal["fwd", "bwd"], HookFunction]] = []
-        for names, fn in fwd_hooks:
-            wanted += [(self.hook_dict[name], "fwd", fn) for name in self.picked(names)]
-        for names, fn in bwd_hooks:
-            wanted += [(self.hook_dict[name], "bwd", fn) for name in self.picked(names)]
+        fwd = [(self.hook_dict[name], fn) for names, fn in fwd_hooks for name in self.picked(names)]
+        bwd = [(self.hook_dict[name], fn) for names, fn in bwd_hooks for name in self.picked(names)]
         added = []
         self.context_level += 1
         try:
-            for point, direction, fn in wanted:
-                added.append((point, point.add_hook(fn, direction, level=self.context_level)))
+            for point, fn in fwd:
+                added.append((point, point.add_hook(fn, "fwd", level=self.context_level)))
+            for point, fn in bwd:
+                added.append((point, point.add_hook(fn, "bwd", level=self.context_level)))
             yield self
         finally:
             self.context_level -= 1

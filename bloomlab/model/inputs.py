@@ -1,5 +1,7 @@
 """From a forward's arguments to checked tensors: ids, masks, positions."""
 
+import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -50,7 +52,8 @@ def layer_range(start: int | None, stop: int | None, n_layer: int) -> tuple[int,
     first, last = (i + n_layer if i < 0 else i for i in (first, last))
     if not 0 <= first <= last <= n_layer:
         raise InputError(
-            f"start_at_layer={start}, stop_at_layer={stop}: expected 0 <= start <= stop <= {n_layer}."
+            f"start_at_layer={start}, stop_at_layer={stop}: "
+            f"expected 0 <= start <= stop <= {n_layer}."
         )
     return first, last
 
@@ -148,3 +151,18 @@ def attention_bias(
         dtype=stream.dtype,
     )
     return bias, extension
+
+
+def name_all_arguments(model_class: type, passed_to: Callable[..., Any]) -> None:
+    """Give a class's `forward` a signature that also names the arguments it passes on.
+
+    transformers' Trainer drops the data columns that a forward's signature does not name.
+    """
+    forward = model_class.__dict__.get("forward")
+    if forward is None:
+        return
+    own = inspect.signature(forward).parameters.values()
+    named = [p for p in own if p.kind != p.VAR_KEYWORD]
+    passed = inspect.signature(passed_to).parameters.values()
+    rest = [p for p in passed if p.kind == p.KEYWORD_ONLY and p.name not in {n.name for n in named}]
+    forward.__signature__ = inspect.Signature([*named, *rest])

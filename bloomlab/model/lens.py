@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bloomlab.errors import InputError, TokenizerError, UnsupportedError
 from bloomlab.model.activations import Caching
 from bloomlab.model.config import BloomConfig
-from bloomlab.model.hooks import FactoredMatrix, TransformerBridgeConfig
+from bloomlab.model.hooks import FactoredMatrix, TransformerBridgeConfig, composition_scores
 
 
 class Submodule:
@@ -54,6 +54,7 @@ class LensProtocol(Caching):
             model_name=config._name_or_path or "bloom",
             positional_embedding_type="alibi",
             default_prepend_bos=False,
+            tie_word_embeddings=config.tie_word_embeddings,
             initializer_range=config.initializer_range,
         )
 
@@ -138,6 +139,28 @@ class LensProtocol(Caching):
         """W_V W_O of every head, factored; [layer head d_model d_model]."""
         return FactoredMatrix(self.W_V, self.W_O)
 
+    @property
+    def all_head_labels(self) -> list[str]:
+        """L0H0, L0H1, ... of all heads, in the order of stacked head results."""
+        heads = range(self.config.n_head)
+        return [f"L{layer}H{head}" for layer in range(self.config.n_layer) for head in heads]
+
+    def all_composition_scores(self, mode: str) -> Float[Tensor, "layer head layer head"]:
+        """How much of what a head writes a later head reads by its "Q", "K" or "V"; 0 ... 1.
+
+        Elhage et al., 2021; 0 where the second head's layer is not later. Ignores the LayerNorms.
+        """
+        if mode not in ("Q", "K", "V"):
+            raise InputError(f"mode is {mode!r}, expected 'Q', 'K' or 'V'.")
+        reads = self.OV if mode == "V" else self.QK if mode == "Q" else self.QK.T
+        n_layer, device = self.config.n_layer, self.embed.weight.device
+        later = torch.ones(n_layer, n_layer, device=device).triu(1)[:, None, :, None]
+        return composition_scores(self.OV, reads) * later
+
+    def blocks_with(self, submodule: str) -> list[tuple[int, Any]]:
+        """Layer number and block of every block with such a submodule."""
+        return [(i, block) for i, block in enumerate(self.blocks) if submodule in block._modules]
+
     def tl_parameters(self) -> dict[str, Tensor]:
         """Every weight under TransformerLens' name and in its layout; views."""
         named = {"embed.W_E": self.embed.weight}
@@ -184,18 +207,23 @@ class LensProtocol(Caching):
         return self.tokenizer
 
     def to_tokens_and_mask(
-        self, text: str | Sequence[str], *, prepend_bos: bool | None = None
+        self,
+        text: str | Sequence[str],
+        *,
+        prepend_bos: bool | None = None,
+        padding_side: str | None = None,
     ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
         """Token ids and attention mask of one or several texts, padded to the longest."""
         texts = [text] if isinstance(text, str) else list(text)
         tokenizer = self._need_tokenizer()
         if not texts or not all(isinstance(item, str) for item in texts):
             raise InputError(f"expected text or a list of texts, got {text!r}.")
-        if prepend_bos:
+        if self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos:
             texts = [tokenizer.bos_token + item for item in texts]
         if empty := [i for i, item in enumerate(texts) if not item]:
             raise InputError(f"text {empty[0]} is empty: a prompt needs at least one token.")
-        encoded = tokenizer(texts, padding=True, return_tensors="pt")
+        side = padding_side or tokenizer.padding_side
+        encoded = tokenizer(texts, padding=True, padding_side=side, return_tensors="pt")
         device = self.embed.weight.device
         return encoded["input_ids"].to(device), encoded["attention_mask"].to(device)
 
@@ -210,13 +238,7 @@ class LensProtocol(Caching):
 
         With texts of different lengths use `to_tokens_and_mask`: the model needs the mask.
         """
-        tokenizer = self._need_tokenizer()
-        before = tokenizer.padding_side
-        tokenizer.padding_side = padding_side or before
-        try:
-            ids = self.to_tokens_and_mask(text, prepend_bos=prepend_bos)[0]
-        finally:
-            tokenizer.padding_side = before
+        ids, _ = self.to_tokens_and_mask(text, prepend_bos=prepend_bos, padding_side=padding_side)
         return ids if move_to_device else ids.cpu()
 
     def to_string(self, tokens: Any) -> str | list[str]:
@@ -226,27 +248,20 @@ class LensProtocol(Caching):
         return tokenizer.batch_decode(ids) if ids.ndim == 2 else tokenizer.decode(ids.reshape(-1))
 
     def to_str_tokens(self, text: Any, prepend_bos: bool | None = None) -> Any:
-        """The text of each token of a text, of ids [pos] or [1 pos]; for several a list of lists."""
-        if (
-            isinstance(text, Sequence)
-            and not isinstance(text, str)
-            and text
-            and isinstance(text[0], str)
-        ):
+        """The text of each token of a text, of ids [pos] or [1 pos]; for several, lists."""
+        if isinstance(text, list | tuple) and text and isinstance(text[0], str):
             return [self.to_str_tokens(item, prepend_bos) for item in text]
-        ids = (
-            self.to_tokens(text, prepend_bos)[0] if isinstance(text, str) else torch.as_tensor(text)
-        )
+        ids = self.to_tokens(text, prepend_bos) if isinstance(text, str) else torch.as_tensor(text)
         if ids.ndim == 2 and len(ids) > 1:
             return [self.to_str_tokens(row) for row in ids]
         return [self._need_tokenizer().decode([i]) for i in ids.reshape(-1).tolist()]
 
     def to_single_token(self, text: str) -> int:
         """The id of a text that is exactly one token."""
-        ids = self.to_tokens(text)[0].tolist()
+        ids = self.to_tokens(text, prepend_bos=False)[0].tolist()
         if len(ids) != 1:
             raise InputError(
-                f"{text!r} is {len(ids)} tokens ({self.to_str_tokens(text)}), expected one."
+                f"{text!r} is {len(ids)} tokens ({self.to_str_tokens(text, False)}), expected one."
             )
         return ids[0]
 
@@ -256,12 +271,9 @@ class LensProtocol(Caching):
 
     def get_token_position(self, single_token: str | int, text: Any, mode: str = "first") -> int:
         """Where a token stands in a text or in ids [pos]; the first or last time."""
-        ids = (
-            self.to_tokens(text)[0] if isinstance(text, str) else torch.as_tensor(text).reshape(-1)
-        )
-        token = (
-            self.to_single_token(single_token) if isinstance(single_token, str) else single_token
-        )
+        ids = self.to_tokens(text)[0] if isinstance(text, str) else torch.as_tensor(text).flatten()
+        named = isinstance(single_token, str)
+        token = self.to_single_token(single_token) if named else single_token
         found = (ids == token).nonzero()[:, 0].tolist()
         if not found:
             raise InputError(f"token {single_token!r} does not occur in {text!r}.")

@@ -1,8 +1,9 @@
-"""What a forward pass returns: transformers' output classes, under their names."""
+"""What a forward pass returns: transformers' output classes, and what they are made from."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from torch import Tensor
 from transformers.modeling_outputs import (
     BaseModelOutputWithPastAndCrossAttentions,
     CausalLMOutputWithCrossAttentions,
@@ -11,12 +12,16 @@ from transformers.modeling_outputs import (
     TokenClassifierOutput,
 )
 
+from bloomlab.errors import InputError
+
 __all__ = [
+    "Backbone",
     "BaseModelOutputWithPastAndCrossAttentions",
     "CausalLMOutput",
     "QuestionAnsweringModelOutput",
     "SequenceClassifierOutputWithPast",
     "TokenClassifierOutput",
+    "bare",
 ]
 
 
@@ -31,4 +36,34 @@ class CausalLMOutput(CausalLMOutputWithCrossAttentions):
 
     def __getitem__(self, key: Any) -> Any:
         """A field by name or number, or a part of the logits by a tuple of indices."""
-        return self.logits[key] if isinstance(key, tuple) else super().__getitem__(key)
+        if isinstance(key, tuple) and self.logits is not None:
+            return self.logits[key]
+        return super().__getitem__(key)
+
+
+class Backbone(NamedTuple):
+    """What the blocks leave behind, before any head."""
+
+    last: Tensor  # batch pos d_model; after the final norm
+    past_key_values: Any = None
+    hidden_states: tuple[Tensor, ...] | None = None  # layer + 1 of [batch pos d_model]
+    attentions: tuple[Tensor, ...] | None = None  # layer of [batch head query key]
+    stopped: Tensor | None = None  # the stream before `stop_at_layer`
+
+    def fields(self, *, past: bool = True) -> dict[str, Any]:
+        """The fields that outputs of all classes share."""
+        shared = {"hidden_states": self.hidden_states, "attentions": self.attentions}
+        return {**shared, "past_key_values": self.past_key_values} if past else shared
+
+
+def bare(output: Any, logits: Tensor, return_type: str) -> Any:
+    """Logits, loss or both as tensors, in TransformerLens' manner."""
+    if return_type not in ("logits", "loss", "both"):
+        raise InputError(
+            f"return_type is {return_type!r}, expected 'logits', 'loss', 'both' or None."
+        )
+    if return_type == "logits":
+        return logits
+    if output.get("loss") is None:
+        raise InputError(f"return_type={return_type!r} needs labels.")
+    return output.loss if return_type == "loss" else (logits, output.loss)

@@ -13,7 +13,11 @@ import transformers
 import bloomlab as bl
 
 SHAPES = {  # name: config fields, dtype, prompt lengths
-    "demo": ({"vocab_size": 8192, "hidden_size": 256, "n_layer": 4, "n_head": 8}, "float32", (8, 64, 512)),
+    "demo": (
+        {"vocab_size": 8192, "hidden_size": 256, "n_layer": 4, "n_head": 8},
+        "float32",
+        (8, 64, 512),
+    ),
     "demo bf16": (
         {"vocab_size": 8192, "hidden_size": 256, "n_layer": 4, "n_head": 8},
         "bfloat16",
@@ -32,7 +36,9 @@ SHAPES = {  # name: config fields, dtype, prompt lengths
 }
 
 
-def interleaved(first: Callable[[], object], second: Callable[[], object], *, seconds: float) -> list[float]:
+def interleaved(
+    first: Callable[[], object], second: Callable[[], object], *, seconds: float
+) -> list[float]:
     """Ratios of the times of two calls made in turn, for about so many seconds."""
     ratios: list[float] = []
     end = time.perf_counter() + seconds
@@ -56,11 +62,13 @@ def main() -> None:
         ours = bl.BloomForCausalLM.from_hf(theirs, share=True)
         for length in lengths:
             ids = torch.randint(4, fields["vocab_size"], (1, length))
-            ratios = interleaved(lambda i=ids, m=theirs: m(i), lambda i=ids, m=ours: m(i), seconds=3)
-            low, _, high = statistics.quantiles(ratios, n=4)
+            ratios = interleaved(
+                lambda i=ids, m=theirs: m(i), lambda i=ids, m=ours: m(i), seconds=3
+            )
+            low, middle, high = statistics.quantiles(ratios, n=4)
             print(
                 f"{name:14} {dtype:8} {length:4} tokens: transformers / bloomlab = "
-                f"{statistics.median(ratios):.2f} (quartiles {low:.2f} to {high:.2f}, {len(ratios)} pairs)"
+                f"{middle:.2f} (quartiles {low:.2f} to {high:.2f}, {len(ratios)} pairs)"
             )
 
 

@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tests.tiny import distance_in_eps, pair, tokens
 from transformers.models.bloom.modeling_bloom import build_alibi_tensor
 
 from bloomlab.errors import InputError
 from bloomlab.model.alibi import absolute_alibi, alibi_slopes, relative_alibi, token_positions
+from tests.tiny import distance_in_eps, pair, tokens
 
 
 @pytest.mark.parametrize("n_head", [*range(1, 34), 48, 64, 71, 112, 128])

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.tiny import distance_in_eps, make_hf, pair, tokens
 
 import bloomlab as bl
 from bloomlab.errors import ShapeError
+from tests.tiny import distance_in_eps, make_hf, pair, tokens
 
 PATTERN = "blocks.1.attn.hook_pattern"
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.tiny import distance_in_eps, make_hf, pair, tokens
 
 import bloomlab as bl
 from bloomlab.errors import CacheError, ShapeError
+from tests.tiny import distance_in_eps, make_hf, pair, tokens
 
 N = 12
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from tests.tiny import make_hf, pair, tokens
 from transformers import MaxLengthCriteria, SuppressTokensLogitsProcessor
 
 import bloomlab as bl
 from bloomlab.errors import InputError, UnknownArgumentError
+from tests.tiny import make_hf, pair, tokens
 
 
 def padded(*lengths):

@@ -4,11 +4,11 @@ import inspect
 
 import pytest
 import torch
-from tests.tiny import CLASSES, distance_in_eps, make_hf, pair, tokens
 from transformers import Trainer, TrainingArguments
 
 import bloomlab as bl
-from bloomlab.errors import InputError, ShapeError, UnknownArgumentError
+from bloomlab.errors import InputError, ShapeError, UnknownArgumentError, UnsupportedError
+from tests.tiny import CLASSES, distance_in_eps, make_hf, pair, tokens
 
 
 def example(kind, i):
@@ -26,6 +26,7 @@ def example(kind, i):
 def test_training_under_trainer_equals_training_transformers(kind, tmp_path):
     theirs, ours = pair(kind)
     data = [example(kind, i) for i in range(8)]
+    ours.activation_checkpointing_enable(every_n_layers=2)
     losses = {}
     for name, model in (("theirs", theirs), ("ours", ours)):
         arguments = TrainingArguments(
@@ -68,9 +69,12 @@ def test_gradient_checkpointing_changes_memory_not_gradients():
         switch()
         ours.zero_grad()
         sizes = []
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda t: (sizes.append(t.numel()), t)[1], lambda t: t
-        ):
+
+        def count(tensor, sizes=sizes):
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
             out = ours(ids, labels=ids)
         out.loss.backward()
         gradients.append(torch.cat([value.grad.flatten() for value in ours.parameters()]))
@@ -78,6 +82,8 @@ def test_gradient_checkpointing_changes_memory_not_gradients():
     assert out.past_key_values is None  # transformers' rule
     assert distance_in_eps(*gradients) < 200
     assert saved[1] < saved[0] / 2
+    with pytest.raises(UnsupportedError, match="offload"):
+        ours.activation_checkpointing_enable(offload=True)
 
 
 @pytest.mark.parametrize("kind", CLASSES)
@@ -129,26 +135,27 @@ def test_misspelt_arguments_are_refused_with_the_right_name(kind):
         model(tokens(1, 5), use_cach=False)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "error", "text"),
-    [
-        ({}, InputError, "neither"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.long), "inputs_embeds": torch.ones(1, 3, 48)}, InputError, "both"),
-        ({"input_ids": torch.tensor([[5, 97]])}, InputError, "0 to 96"),
-        ({"input_ids": torch.tensor([[-1, 5]])}, InputError, "0 to 96"),
-        ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, InputError, "empty"),
-        ({"input_ids": torch.zeros(3, dtype=torch.long)}, ShapeError, "batch axis"),
-        ({"input_ids": torch.zeros(1, 3)}, InputError, "float32"),
-        ({"input_ids": {"a": 1}}, InputError, "dict"),
-        ({"inputs_embeds": torch.ones(1, 3, 47)}, ShapeError, "48"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.ones(1, 4)}, ShapeError, "attention_mask"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.long), "attention_mask": torch.tensor([[0.0, -1e9, 1]])}, InputError, "additive"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.long), "labels": torch.ones(1, 4, dtype=torch.long)}, ShapeError, "labels"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.long), "labels": torch.full((1, 3), 97)}, InputError, "0 to 96"),
-        ({"input_ids": torch.ones(1, 3, dtype=torch.long), "stop_at_layer": 5}, InputError, "stop_at_layer"),
-        ({"input_ids": "text"}, bl.BloomlabError, "tokenizer"),
-    ],
-)  # fmt: skip
+IDS = torch.ones(1, 3, dtype=torch.long)
+BAD_INPUT = [
+    ({}, InputError, "neither"),
+    ({"input_ids": IDS, "inputs_embeds": torch.ones(1, 3, 48)}, InputError, "both"),
+    ({"input_ids": torch.tensor([[5, 97]])}, InputError, "0 to 96"),
+    ({"input_ids": torch.tensor([[-1, 5]])}, InputError, "0 to 96"),
+    ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, InputError, "empty"),
+    ({"input_ids": torch.zeros(3, dtype=torch.long)}, ShapeError, "batch axis"),
+    ({"input_ids": torch.zeros(1, 3)}, InputError, "float32"),
+    ({"input_ids": {"a": 1}}, InputError, "dict"),
+    ({"inputs_embeds": torch.ones(1, 3, 47)}, ShapeError, "48"),
+    ({"input_ids": IDS, "attention_mask": torch.ones(1, 4)}, ShapeError, "attention_mask"),
+    ({"input_ids": IDS, "attention_mask": torch.tensor([[0, -1e9, 1]])}, InputError, "additive"),
+    ({"input_ids": IDS, "labels": IDS[:, :2]}, ShapeError, "labels"),
+    ({"input_ids": IDS, "labels": torch.full((1, 3), 97)}, InputError, "0 to 96"),
+    ({"input_ids": IDS, "stop_at_layer": 5}, InputError, "stop_at_layer"),
+    ({"input_ids": "text"}, bl.BloomlabError, "tokenizer"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "error", "text"), BAD_INPUT)
 def test_bad_input_is_refused(arguments, error, text):
     _, ours = pair()
     with pytest.raises(error, match=text):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.tiny import CLASSES, distance_in_eps, make_hf, pair, tokens
 
 import bloomlab as bl
+from tests.tiny import CLASSES, distance_in_eps, make_hf, pair, tokens
 
 LIMIT = {torch.float32: 200, torch.bfloat16: 10, torch.float16: 10}  # eps of the largest value
 MASKS = {
@@ -45,7 +45,8 @@ def test_every_output_equals_transformers(kind, dtype, padding):
     if dtype == torch.float16 and padding in ("left", "ragged"):
         arguments |= dict.fromkeys(labels_for(kind, ids), None)
     eager = ours(ids, output_attentions=True, **arguments)
-    fused = ours(ids, **arguments)
+    with torch.no_grad():  # with gradients, padded rows would be eager too
+        fused = ours(ids, **arguments)
     expected = theirs(ids, output_attentions=True, **arguments)
     assert set(eager.keys()) == set(expected.keys())
     for got in (eager, fused):

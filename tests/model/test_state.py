@@ -5,6 +5,7 @@ import pickle
 
 import pytest
 import torch
+
 from tests.tiny import pair, tokens
 
 

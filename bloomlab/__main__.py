@@ -1,0 +1,5 @@
+"""`python -m bloomlab` is the command line."""
+
+from bloomlab.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The packaged demo BLOOM: a small trained checkpoint and its model card."""
