@@ -1,8 +1,5 @@
-"""LayerNorm, MLP and the transformer block, each intermediate behind a hook point."""
+"""MLP and the transformer block, each intermediate behind a hook point."""
 
-from typing import Any
-
-import torch
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,83 +10,7 @@ from bloomlab.model.attention import Attention, HeadInputs, sliced_linear
 from bloomlab.model.cache import Extension
 from bloomlab.model.config import BloomConfig
 from bloomlab.model.hooks import HookPoint, hooked, is_hooked
-
-
-class LayerNorm(nn.Module):
-    """Layer normalisation; hooked or not, the same formula in at least float32."""
-
-    def __init__(self, config: BloomConfig) -> None:
-        super().__init__()
-        self.eps = config.layer_norm_epsilon
-        self.weight = nn.Parameter(torch.ones(config.hidden_size))
-        self.bias = nn.Parameter(torch.zeros(config.hidden_size))
-        self.hook_scale = HookPoint()  # batch pos 1; sqrt(variance + eps)
-        self.hook_normalized = HookPoint()  # batch pos d_model; before gain and bias
-
-    def reset_parameters(self) -> None:
-        """Gain 1 and bias 0, as in torch's own modules."""
-        nn.init.ones_(self.weight)
-        nn.init.zeros_(self.bias)
-
-    @property
-    def w(self) -> Float[Tensor, " d_model"]:
-        """The gain, under TransformerLens' name."""
-        return self.weight
-
-    @property
-    def b(self) -> Float[Tensor, " d_model"]:
-        """The bias, under TransformerLens' name."""
-        return self.bias
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch pos d_model"],
-        *branches: Float[Tensor, "batch pos *head d_model"] | None,
-    ) -> Any:
-        """`x` with zero mean and unit variance, times gain plus bias; then each branch, if any.
-
-        Branches are edited copies of `x`, perhaps one a head. Their mean and variance are their
-        own, but what hooks here set `x`'s scale or normalized value to holds for them too.
-        """
-        if not (is_hooked(self.hook_scale) or is_hooked(self.hook_normalized)):
-            normed = [None if t is None else self.plain(t) for t in (x, *branches)]
-            return normed if branches else normed[0]
-        centred, own_scale = self._statistics(x)
-        scale = hooked(self.hook_scale, own_scale)
-        own_normalized = centred / scale
-        normalized = hooked(self.hook_normalized, own_normalized)
-        everywhere: list[Tensor | None] = [normalized]
-        for branch in branches:
-            if branch is None:
-                everywhere.append(None)
-                continue
-            centred, its_scale = self._statistics(branch)
-            its_normalized = centred / where_edited(own_scale, scale, otherwise=its_scale)
-            everywhere.append(where_edited(own_normalized, normalized, otherwise=its_normalized))
-        gain, bias = (t.to(normalized.dtype) for t in (self.weight, self.bias))
-        normed = [None if t is None else (t * gain + bias).to(x.dtype) for t in everywhere]
-        return normed if branches else normed[0]
-
-    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        centred = wide - wide.mean(-1, keepdim=True)
-        return centred, (centred.square().mean(-1, keepdim=True) + self.eps).sqrt()
-
-    def plain(self, x: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead d_model"]:
-        """The same without hooks, for any leading axes."""
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
-
-
-def where_edited(
-    before: Float[Tensor, "batch pos last"],
-    after: Float[Tensor, "batch pos last"],
-    *,
-    otherwise: Float[Tensor, "batch pos *head last"],
-) -> Float[Tensor, "batch pos *head last"]:
-    """`after` where it differs from `before`, for every head; elsewhere `otherwise`."""
-    if otherwise.ndim > before.ndim:
-        before, after = before[:, :, None], after[:, :, None]
-    return torch.where(before == after, otherwise, after)
+from bloomlab.model.norm import LayerNorm
 
 
 class MLP(nn.Module):
@@ -163,7 +84,7 @@ class Block(nn.Module):
         resid_pre = hooked(self.hook_resid_pre, resid)
         forks, inputs = self._forks(resid_pre), None
         if forks:
-            normed, *forked = self.ln1(resid_pre, *forks)
+            normed, forked = self.ln1.with_branches(resid_pre, forks)
             inputs = HeadInputs(*forked)
         else:
             normed = self.ln1(resid_pre)
@@ -180,7 +101,7 @@ class Block(nn.Module):
         resid_mid = hooked(self.hook_resid_mid, skip + attn_out)
 
         if is_hooked(self.hook_mlp_in):
-            normed, mlp_in = self.ln2(resid_mid, self.hook_mlp_in(resid_mid))
+            normed, [mlp_in] = self.ln2.with_branches(resid_mid, [self.hook_mlp_in(resid_mid)])
         else:
             normed = mlp_in = self.ln2(resid_mid)
         mlp_out = hooked(

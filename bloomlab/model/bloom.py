@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bloomlab.errors import CacheError, InputError, UnknownArgumentError, UnsupportedError
-from bloomlab.model.block import Block, LayerNorm
+from bloomlab.model.block import Block
 from bloomlab.model.cache import KVCache
 from bloomlab.model.checkpoint import Checkpoints
 from bloomlab.model.config import ALIBI_MODES, BloomConfig
@@ -27,6 +27,7 @@ from bloomlab.model.inputs import (
     name_all_arguments,
 )
 from bloomlab.model.lens import LensProtocol
+from bloomlab.model.norm import LayerNorm
 from bloomlab.model.outputs import Backbone, BaseModelOutputWithPastAndCrossAttentions, bare
 
 # Token ids [batch pos], a text or texts. Checked by hand, so that errors speak plainly.
