@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bloomlab import plots, widgets
+    from bloomlab import errors, plots, widgets
     from bloomlab.errors import BloomlabError
     from bloomlab.model.bloom import BloomModel
     from bloomlab.model.cache import KVCache
@@ -38,7 +38,7 @@ _HOMES = {
     "Session": "session",
     "load": "model.checkpoint",
 }
-_PACKAGES = ("plots", "widgets")
+_PACKAGES = ("errors", "plots", "widgets")
 
 __all__ = [
     "BloomConfig",
@@ -52,6 +52,7 @@ __all__ = [
     "BloomlabError",
     "KVCache",
     "Session",
+    "errors",
     "load",
     "plots",
     "widgets",
@@ -71,4 +72,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return [*__all__, "__doc__", "__version__"]

@@ -2,13 +2,14 @@
 
 import difflib
 from collections.abc import Iterable
+from inspect import Signature
 
 
 class BloomlabError(Exception):
     """Base of all errors that a user of bloomlab can cause and mend."""
 
 
-class UnknownNameError(BloomlabError, LookupError):
+class UnknownNameError(BloomlabError, KeyError):
     """A hook, argument, layer, head or model name that does not exist."""
 
     def __init__(self, kind: str, name: object, known: Iterable[str], *, where: str = "") -> None:
@@ -18,13 +19,17 @@ class UnknownNameError(BloomlabError, LookupError):
         listing = where or ("Known: " + ", ".join(names) + "." if len(names) <= 40 else "")
         super().__init__(f"no {kind} {name!r}.{hint} {listing}".rstrip())
 
+    __str__ = Exception.__str__  # a KeyError would print the message in quotes
+
 
 class UnknownArgumentError(BloomlabError, TypeError):
     """A keyword argument that the function does not take."""
 
-    def __init__(self, function: str, name: str, known: Iterable[str]) -> None:
-        names = list(known)
-        close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    def __init__(self, function: str, name: str, known: Signature | Iterable[str]) -> None:
+        if isinstance(known, Signature):
+            known = [n for n, p in known.parameters.items() if p.kind != p.VAR_KEYWORD]
+        names = [n for n in known if not n.startswith("_")]
+        close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         super().__init__(
             f"{function} got an unknown argument {name!r}.{hint} It takes: {', '.join(names)}."

@@ -1,10 +1,13 @@
 """A model and the prompt it is looking at: what a view asks of a model, in arrays and labels."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bloomlab.errors import InputError
 from bloomlab.model.heads import BloomForCausalLM
 from bloomlab.tokens import token_labels
 
@@ -12,10 +15,16 @@ from bloomlab.tokens import token_labels
 class Session:
     """Answers a view's questions about one model; text in, arrays and printable labels out.
 
-    The last prompt's tokens are kept; every answer is computed from its arguments alone.
+    Raises:
+        InputError: not a BloomForCausalLM with a tokenizer.
     """
 
-    def __init__(self, model: BloomForCausalLM) -> None:
+    def __init__(self, model: Any) -> None:
+        if not isinstance(model, BloomForCausalLM) or model.tokenizer is None:
+            raise InputError(
+                f"a Session needs a BloomForCausalLM with its tokenizer, as bl.load gives it; got "
+                f"{type(model).__name__}."
+            )
         self.model = model
 
     @property
@@ -28,8 +37,10 @@ class Session:
         """Number of heads in a layer."""
         return self.model.config.n_head
 
-    def tokens(self, prompt: str) -> list[str]:
+    def tokens(self, prompt: Any) -> list[str]:
         """Printable, HTML-escaped label of every token of the prompt."""
+        if not isinstance(prompt, str):
+            raise InputError(f"a Session looks at one text, got {prompt!r}.")
         return token_labels(self.model.tokenizer, self.model.to_tokens(prompt)[0].tolist())
 
     def pattern(
@@ -40,6 +51,8 @@ class Session:
         head_mask: Float[np.ndarray, "layer head"] | None = None,
     ) -> Float[np.ndarray, "query key"]:
         """Attention pattern of one head while the masked heads are silent upstream."""
+        if not 0 <= head < self.n_head:
+            raise InputError(f"no head {head}: the model has heads 0 to {self.n_head - 1}.")
         return self.patterns(prompt, head_mask, layers=[layer])[0, head]
 
     @torch.no_grad()
@@ -49,9 +62,11 @@ class Session:
         head_mask: Float[np.ndarray, "layer head"] | None = None,
         *,
         layers: list[int] | None = None,
-    ) -> Float[np.ndarray, "layer head query key"]:
+    ) -> Float[np.ndarray, "chosen head query key"]:
         """Attention patterns of all heads of the given layers (None: all)."""
         chosen = list(range(self.n_layer)) if layers is None else layers
+        if wrong := [layer for layer in chosen if not 0 <= layer < self.n_layer]:
+            raise InputError(f"no layer {wrong[0]}: the model has layers 0 to {self.n_layer - 1}.")
         names = [f"blocks.{layer}.attn.hook_pattern" for layer in chosen]
         _, cache = self.model.run_with_cache(
             prompt, names_filter=names, head_mask=self._mask(head_mask), logits_to_keep=1
@@ -60,12 +75,13 @@ class Session:
 
     @torch.no_grad()
     def next_tokens(
-        self, prompt: str, head_mask: Float[np.ndarray, "layer head"], k: int = 8
+        self, prompt: str, head_mask: Float[np.ndarray, "layer head"] | None = None, k: int = 8
     ) -> tuple[list[str], Float[np.ndarray, " token"], Float[np.ndarray, " token"]]:
-        """Labels of the likeliest next tokens, their probability with all heads, and masked.
+        """Labels of the likeliest next tokens, their probability with all heads on, and masked.
 
         The k likeliest of either distribution, in the order of the larger of the two.
         """
+        k = min(k, self.model.config.vocab_size)
         before, after = self._next(prompt, None), self._next(prompt, head_mask)
         either = torch.cat([before.topk(k).indices, after.topk(k).indices]).unique()
         order = torch.maximum(before, after)[either].argsort(descending=True)

@@ -6,8 +6,14 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from bloomlab.errors import InputError, UnsupportedError
-from bloomlab.model.hooks import HookedRootModule, HookPoint, Slice, TLActivationCache
+from bloomlab.errors import InputError, UnknownNameError, UnsupportedError
+from bloomlab.model.hooks import (
+    HookedRootModule,
+    HookPoint,
+    Slice,
+    TLActivationCache,
+    get_act_name,
+)
 
 Picker = str | Callable[[str], bool]
 NamesFilter = Picker | Iterable[Picker] | None
@@ -29,11 +35,25 @@ class ActivationCache(TLActivationCache):
     model: Any  # a LensProtocol
 
     def __getitem__(self, key: Any) -> Tensor:
-        """An activation by name, alias or shorthand: `cache["pattern", 3]`."""
-        if isinstance(key, str) and key not in self.cache_dict and "hook_" in key:
-            name, grad, _ = key.partition("_grad")
-            return self.cache_dict[self.model.resolve_hook_name(name) + grad]
-        return super().__getitem__(key)
+        """An activation by name, alias or shorthand: `cache["pattern", 3]`.
+
+        Raises:
+            UnknownNameError: no such hook point, or one that was not cached.
+        """
+        if isinstance(key, str) and key in self.cache_dict:
+            return self.cache_dict[key]
+        parts = list(key) if isinstance(key, tuple) else [key]
+        if len(parts) > 1 and isinstance(parts[1], int) and parts[1] < 0:
+            parts[1] += self.model.cfg.n_layers
+        if len(parts) == 2 and parts[0] == "alibi":
+            parts.append("attn")
+        name, grad, _ = get_act_name(*parts).partition("_grad")
+        found = self.model.resolve_hook_name(name) + grad
+        if found not in self.cache_dict:
+            raise UnknownNameError(
+                "cached activation", found, self.cache_dict, where="Was it in names_filter?"
+            )
+        return self.cache_dict[found]
 
     def logit_attrs(self, *args: Any, **kwargs: Any) -> Any:
         """What each part of the stream adds to the tokens' logits, in logits.

@@ -75,6 +75,11 @@ class AttentionBias:
         self.mask_dtype = torch.promote_types(dtype, torch.float32) if wide else self.dtype
         self._made: dict[object, Tensor] = {}
 
+    @property
+    def rounded(self) -> bool:
+        """Whether every operation rounds as transformers' does: half precision in "hf" mode."""
+        return self.mode == "hf" and self.dtype in (torch.bfloat16, torch.float16)
+
     def alibi(self, slopes: Float[Tensor, " head"]) -> Float[Tensor, "batch head #query key"]:
         """The bias alone, in logits: rounded to the model's dtype ("hf") or float32 ("exact")."""
         key = ("alibi", self._content(slopes))

@@ -138,14 +138,13 @@ class Attention(nn.Module):
         return Attended(out, pattern if output_attentions else None)
 
     def _must_be_eager(self, bias: AttentionBias) -> bool:
-        # transformers rounds score + bias to the model's dtype; no fused kernel does. In half
-        # precision that is no small change: at position 1000 bfloat16 counts in steps of 4.
-        rounded = bias.mode == "hf" and bias.dtype in (torch.bfloat16, torch.float16)
         # the backward pass of fused kernels is wrong for queries that see nothing
         blind = torch.is_grad_enabled() and bias.has_blind_queries
         dropping = self.training and self.dropout > 0
         watched = is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)
-        return rounded or blind or dropping or watched
+        # transformers rounds score + bias to the model's dtype; no fused kernel does. In half
+        # precision that is no small change: at position 1000 bfloat16 counts in steps of 4.
+        return bias.rounded or blind or dropping or watched
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> tuple[Tensor, None]:
         if is_hooked(self.hook_alibi):

@@ -1,5 +1,8 @@
 """MLP and the transformer block, each intermediate behind a hook point."""
 
+from functools import partial
+
+import torch
 from einops import repeat
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -44,11 +47,22 @@ class MLP(nn.Module):
         """Output bias: the parameter itself."""
         return self.fc_out.bias
 
-    def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
-        """The MLP's write to the residual stream, for normalised input `x`."""
+    def forward(
+        self, x: Float[Tensor, "batch pos d_model"], *, rounded: bool = False
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The MLP's write to the residual stream, for normalised input `x`.
+
+        `rounded` computes the GELU operation by operation, rounding as transformers does.
+        """
         pre = hooked(self.hook_pre, self.fc_in(x))
-        post = hooked(self.hook_post, F.gelu(pre, approximate="tanh"))
+        gelu = stepwise_gelu if rounded else partial(F.gelu, approximate="tanh")
+        post = hooked(self.hook_post, gelu(pre))
         return sliced_linear(self.fc_out, post, self.tp)
+
+
+def stepwise_gelu(x: Float[Tensor, "*lead d_mlp"]) -> Float[Tensor, "*lead d_mlp"]:
+    """Tanh-approximated GELU as transformers' BLOOM writes it; each operation rounds."""
+    return x * 0.5 * (1.0 + torch.tanh(0.79788456 * x * (1 + 0.044715 * x * x)))
 
 
 class Block(nn.Module):
@@ -105,7 +119,8 @@ class Block(nn.Module):
         else:
             normed = mlp_in = self.ln2(resid_mid)
         mlp_out = hooked(
-            self.hook_mlp_out, F.dropout(self.mlp(mlp_in), self.dropout, self.training)
+            self.hook_mlp_out,
+            F.dropout(self.mlp(mlp_in, rounded=bias.rounded), self.dropout, self.training),
         )
         skip = normed if self.post_norm_skip else resid_mid
         return hooked(self.hook_resid_post, skip + mlp_out), attended.pattern

@@ -25,6 +25,7 @@ from bloomlab.model.inputs import (
     layer_head_mask,
     layer_range,
     name_all_arguments,
+    warn_of_padding,
 )
 from bloomlab.model.lens import LensProtocol
 from bloomlab.model.norm import LayerNorm
@@ -196,7 +197,7 @@ class BloomModel(LensProtocol, Checkpoints):
             UnknownArgumentError: an argument no BLOOM takes.
         """
         for name in unknown:
-            known = inspect.signature(self.forward).parameters
+            known = inspect.signature(self.forward)
             raise UnknownArgumentError(f"{type(self).__name__}.forward", name, known)
         if position_ids is not None:
             warnings.warn(
@@ -205,6 +206,8 @@ class BloomModel(LensProtocol, Checkpoints):
         if isinstance(input_ids, str | list | tuple):
             input_ids, from_text = self.to_tokens_and_mask(input_ids)
             attention_mask = from_text if attention_mask is None else attention_mask
+        if attention_mask is None and past_key_values is None and start_at_layer is None:
+            warn_of_padding(input_ids, self.config.pad_token_id)
         first, last = layer_range(start_at_layer, stop_at_layer, len(self.blocks))
         resid = self._embedded(input_ids, inputs_embeds, resumed=start_at_layer is not None)
 

@@ -4,7 +4,6 @@ BLOOM's keys and values carry no position (ALiBi sits in the scores), so a cache
 gathered, forked and thinned out; only `positions` decides the bias.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -127,24 +126,22 @@ class KVCache:
         following = torch.cat([dropped, self.next_position[:, None]], -1).amin(-1)
         return self._with(self._layers, self.positions[:, :end], self.valid[:, :end], following)
 
-    def gather(self, rows: Sequence[int] | Int[Tensor, " row"]) -> "KVCache":
-        """The given rows, in the given order; a row may come several times."""
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.positions.device)
+    def gather(self, rows: Any) -> "KVCache":
+        """The given rows [row], in the given order; a row may come several times."""
+        index = self._integers("gather", rows)
         if index.ndim != 1 or (
             len(index) and not (-self.n_rows <= int(index.min()) <= int(index.max()) < self.n_rows)
         ):
             raise CacheError(f"gather({rows}): the cache holds rows 0 to {self.n_rows - 1}.")
         return self._mapped(lambda t: t[index % self.n_rows])
 
-    def evict(
-        self, positions: Sequence[int] | Int[Tensor, " position"], reindex: bool = False
-    ) -> "KVCache":
-        """Without the tokens at the given positions, in every row.
+    def evict(self, positions: Any, reindex: bool = False) -> "KVCache":
+        """Without the tokens at the given positions [position], in every row.
 
         With `reindex` the rest moves together (positions count from 0 without gaps, StreamingLLM's
         way); without, distances stay what they were and the next token's position too.
         """
-        gone = torch.as_tensor(positions, dtype=torch.long, device=self.positions.device).flatten()
+        gone = self._integers("evict", positions)
         end = int(self.next_position.max()) if self.n_rows else 0
         if len(gone) and not 0 <= int(gone.min()) <= int(gone.max()) < end:
             raise CacheError(f"evict({gone.tolist()}): positions run from 0 to {end - 1}.")
@@ -178,6 +175,14 @@ class KVCache:
             padded: whether any entry of the two is False.
         """
         return Extension(self, valid, past_visible=past_visible, padded=padded)
+
+    def _integers(self, what: str, values: Any) -> Int[Tensor, " n"]:
+        numbers = torch.as_tensor(values, device=self.positions.device)
+        if numbers.numel() and (numbers.dtype == torch.bool or numbers.is_floating_point()):
+            raise CacheError(
+                f"{what} takes whole numbers, got {numbers.dtype}; for a mask pass mask.nonzero()."
+            )
+        return numbers.long().flatten()
 
     def _layer(self, layer: int) -> _Buffer:
         if not 0 <= layer < len(self._layers):
@@ -257,11 +262,13 @@ class Extension:
         if layer >= len(self._layers):
             raise CacheError(f"the cache holds {len(self._layers)} layers; the model has more.")
         past = self._layers[layer].k
+        if past.dtype != k.dtype:
+            raise CacheError(f"the cache holds {past.dtype}, the model computes in {k.dtype}.")
         if past.shape[1::2] != k.shape[1::2]:
             raise ShapeError(
-                f"the cache's layer {layer}",
-                got=past.shape,
-                expected=f"[batch, {k.shape[1]} heads, key, {k.shape[3]}]",
+                f"the cache's layer {layer} [head, d_head]",
+                got=past.shape[1::2],
+                expected=str(list(k.shape[1::2])),
                 fix="It was filled by another model.",
             )
         end = len(self._cache) + k.shape[2]

@@ -67,8 +67,7 @@ class Checkpoints(nn.Module):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         allow_pickle: bool = False,
-        alibi: str | None = None,
-        num_labels: int | None = None,
+        **config_fields: Any,
     ) -> Model:
         """The model stored in a folder, on the hub or in the package ("demo"), in eval mode.
 
@@ -82,10 +81,11 @@ class Checkpoints(nn.Module):
             cache_dir: where downloads are kept; None is huggingface-hub's own place.
             local_files_only: never ask the hub.
             allow_pickle: also read pytorch_model.bin (tensors only).
-            alibi: "hf" or "exact"; None takes the config's.
-            num_labels: size of a new classification head; None takes the config's.
+            **config_fields: fields of the configuration to set otherwise than in the file, such
+                as num_labels, id2label and label2id, hidden_dropout, or alibi="exact".
 
         Raises:
+            UnknownArgumentError: a keyword that is neither an argument nor a field.
             CheckpointError: files missing, truncated, inconsistent or of another shape.
             ConfigError: a config.json that describes no BLOOM.
         """
@@ -97,12 +97,8 @@ class Checkpoints(nn.Module):
             local_files_only=local_files_only,
             allow_pickle=allow_pickle,
         )
-        config = read_config(folder)
+        config = read_config(folder, **config_fields)
         config._name_or_path = str(path)
-        for name, value in {"alibi": alibi, "num_labels": num_labels}.items():
-            if value is not None:
-                setattr(config, name, value)
-        config.check()
         weights = Weights(folder, allow_pickle=allow_pickle, device=place)
         model = cls._assembled(config, weights, dtype=wanted)
         if (folder / "tokenizer.json").exists():
@@ -225,9 +221,12 @@ class Checkpoints(nn.Module):
             model.blocks[slopes[name]].attn.slopes = weights[stored[name]].float().cpu()
         new = [model.get_submodule(head).to_empty(device=embedding.device) for head in fresh]
         model.init_weights([module.to(dtype) for module in new])
-        unknown = sorted(n for n in stored if n not in shapes and not n.startswith(HEADS))
+        unknown = sorted(n for n in stored if n not in shapes and not n.startswith(HEADS[0]))
         if unknown:
-            _warn(f"{weights.source}: ignored {len(unknown)} tensors such as {unknown[0]!r}.")
+            _warn(
+                f"{weights.source}: a {cls.hf_class} does not use {len(unknown)} of its tensors, "
+                f"such as {unknown[0]!r}."
+            )
         for head in sorted(fresh):
             _warn(f"{weights.source} has no {head!r} head: newly drawn, train before use.")
         return model

@@ -143,14 +143,23 @@ class BloomConfig(HFBloomConfig):
         return self.num_labels or 0
 
 
-def read_config(folder: Path) -> BloomConfig:
-    """The configuration in a folder.
+def read_config(folder: Path, **changed: Any) -> BloomConfig:
+    """The configuration in a folder, with some fields changed; None leaves the file's value.
 
     Raises:
         CheckpointError: no config.json, or not JSON.
         ConfigError: another architecture, or values that describe no BLOOM.
+        UnknownArgumentError: a field that no BLOOM has.
     """
+    for name in changed:
+        if name not in KNOWN:
+            raise UnknownArgumentError("from_pretrained", name, sorted(KNOWN))
+    changed = {name: value for name, value in changed.items() if value is not None}
     fields = read_json(folder / "config.json")
+    if changed.keys() & {"num_labels", "id2label"}:  # other labels than the file's
+        labels = ("num_labels", "id2label", "label2id")
+        fields = {name: value for name, value in fields.items() if name not in labels}
+    fields |= changed
     try:
         return BloomConfig.from_dict(fields)
     except ConfigError as error:

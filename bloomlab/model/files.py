@@ -40,6 +40,8 @@ def find_folder(
     Raises:
         CheckpointError: no such folder, or the hub cannot be reached or does not have it.
     """
+    if not isinstance(name, str | Path) or not str(name):
+        raise CheckpointError(f"{name!r} names no model; expected 'demo', a folder or a hub id.")
     if name == "demo":
         return DEMO
     path, text = Path(name).expanduser(), str(name)

@@ -1,6 +1,7 @@
 """Generation with a key-value cache: one loop that yields steps, and `generate` around it."""
 
 import inspect
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -95,9 +96,7 @@ class Generation(BloomModel):
             InputError: arguments out of range or that exclude each other.
         """
         for name in unknown:
-            raise UnknownArgumentError(
-                "generate", name, inspect.signature(self.generate).parameters
-            )
+            raise UnknownArgumentError("generate", name, inspect.signature(self.generate))
         ids, mask = self._prompt(input_ids, attention_mask, pad_token_id)
         limit = self._limit(ids.shape[1], max_new_tokens, max_length)
         if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
@@ -106,8 +105,16 @@ class Generation(BloomModel):
                 "only with do_sample=True (greedy rows would all be the same)."
             )
         ids, mask = (t.repeat_interleave(num_return_sequences, 0) for t in (ids, mask))
+        if isinstance(head_mask, Tensor) and head_mask.ndim == 3 and len(head_mask) > 1:
+            head_mask = head_mask.repeat_interleave(num_return_sequences, 0)
+        if not do_sample and (temperature, top_k, top_p) != (1.0, 50, 1.0):
+            warnings.warn(
+                "temperature, top_k and top_p act with do_sample=True only.", stacklevel=3
+            )
         eos = self.config.eos_token_id if eos_token_id is None else eos_token_id
         ends = [eos] if isinstance(eos, int) else list(eos or [])
+        if not all(isinstance(end, int) for end in ends):
+            raise InputError(f"eos_token_id is {eos!r}, expected a token id or several.")
         processors = _processors(
             prompt=ids,
             ends=ends,
@@ -154,6 +161,11 @@ class Generation(BloomModel):
         cache: KVCache | None,
     ) -> Iterator[Step]:
         """One step per generated token; stops when every row has ended."""
+        if cache is not None and len(cache) >= ids.shape[1]:
+            raise InputError(
+                f"past_key_values already holds all {ids.shape[1]} tokens of the prompt; the last "
+                "one is needed for its logits: pass past_key_values=past.crop(-1)."
+            )
         finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         end_ids = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
         for _ in range(limit):

@@ -12,7 +12,14 @@ from bloomlab.errors import InputError
 from bloomlab.model.bloom import BloomModel, Inputs
 from bloomlab.model.embed import Unembed
 from bloomlab.model.generate import Generation
-from bloomlab.model.losses import IGNORED, check_labels, kept, next_token_loss, span_loss
+from bloomlab.model.losses import (
+    IGNORED,
+    check_labels,
+    check_shape,
+    kept,
+    next_token_loss,
+    span_loss,
+)
 from bloomlab.model.outputs import (
     CausalLMOutput,
     QuestionAnsweringModelOutput,
@@ -100,6 +107,7 @@ class BloomForCausalLM(Generation):
         hidden = torch.zeros_like(inputs, dtype=torch.bool)
         if mask is not None:
             hidden = torch.as_tensor(mask, device=inputs.device)[:, -inputs.shape[1] :] == 0
+            hidden[:, 1:] |= hidden[:, :-1].clone()  # padding predicts nothing either
         arguments = {**arguments, "input_ids": inputs, "attention_mask": mask}
         return inputs.masked_fill(hidden, IGNORED), arguments
 
@@ -172,6 +180,7 @@ class BloomForSequenceClassification(BloomModel):
         if kind == "regression":
             return F.mse_loss(logits.squeeze(), labels.to(logits.dtype).squeeze())
         if kind == "single_label_classification":
+            check_shape(labels, logits.shape[:1], "[batch]")
             check_labels(labels, self.config.n_label)
             return F.cross_entropy(logits.view(-1, self.config.n_label), labels.view(-1))
         return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
@@ -214,6 +223,7 @@ class BloomForTokenClassification(BloomModel):
         logits = self.classifier(self.dropout(back.last))
         loss = None
         if labels is not None:
+            check_shape(labels, logits.shape[:2], "[batch pos]")
             check_labels(labels, self.config.n_label)
             loss = F.cross_entropy(logits.flatten(0, 1), labels.to(logits.device).flatten())
         output = TokenClassifierOutput(loss=loss, logits=logits, **back.fields(past=False))

@@ -1,7 +1,7 @@
 """Hook points that cost nothing when unused. The only file that imports transformer_lens."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,10 +11,11 @@ from transformer_lens import FactoredMatrix
 from transformer_lens import HookedRootModule as TLHookedRootModule
 from transformer_lens.config import TransformerBridgeConfig
 from transformer_lens.hook_points import HookPoint as TLHookPoint
+from transformer_lens.utilities.components_utils import get_act_name
 from transformer_lens.utilities.matrix import composition_scores
 from transformer_lens.utilities.slice import Slice
 
-from bloomlab.errors import UnknownNameError
+from bloomlab.errors import InputError, UnknownNameError
 
 __all__ = [
     "FactoredMatrix",
@@ -24,12 +25,14 @@ __all__ = [
     "TLActivationCache",
     "TransformerBridgeConfig",
     "composition_scores",
+    "get_act_name",
     "hooked",
     "is_hooked",
 ]
 
 HookFunction = Callable[..., Any]
-Hooks = Sequence[tuple[str | Callable[[str], bool], HookFunction]]
+# (name or function on names, hook) pairs; checked by hand, so that errors speak plainly
+Hooks = Any
 
 # TransformerLens knows some points by several names; ours are on the right. Its `attn.hook_out` and
 # `mlp.hook_out` are missing: on a BLOOM they hold the stream, elsewhere the layer's contribution.
@@ -73,7 +76,14 @@ def hooked(point: TLHookPoint, value: Tensor) -> Tensor:
     """`value` as the hooks of `point` leave it; untouched, and nearly for free, without hooks."""
     # the body of is_hooked, inlined: this runs twenty times a layer
     if point._forward_hooks or point._backward_hooks or point._forward_pre_hooks:
-        return point(value)
+        result = point(value)
+        if not isinstance(result, Tensor) or result.shape != value.shape:
+            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+            raise InputError(
+                f"a hook at {point.name} returned {got}, expected a tensor {tuple(value.shape)} "
+                "(or None, to leave the value as it is)."
+            )
+        return result
     return value
 
 
@@ -97,6 +107,8 @@ class HookedRootModule(TLHookedRootModule):
 
     def picked(self, names: str | Callable[[str], bool]) -> list[str]:
         """Our names of the hook points that a name, an alias or a function on names picks."""
+        if not isinstance(names, str) and not callable(names):
+            raise InputError(f"a hook name is {names!r}, expected a string or a function on names.")
         if callable(names):
             return [name for name in self.hook_dict if names(name)]
         return [self.resolve_hook_name(names)]
@@ -129,6 +141,9 @@ class HookedRootModule(TLHookedRootModule):
         Raises:
             UnknownNameError: a name that no hook point has; nothing is attached then.
         """
+        for pair in (*fwd_hooks, *bwd_hooks):
+            if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
+                raise InputError(f"hooks come as a list of (name, function) pairs, got {pair!r}.")
         fwd = [(self.hook_dict[name], fn) for names, fn in fwd_hooks for name in self.picked(names)]
         bwd = [(self.hook_dict[name], fn) for names, fn in bwd_hooks for name in self.picked(names)]
         added = []

@@ -1,6 +1,7 @@
 """From a forward's arguments to checked tensors: ids, masks, positions."""
 
 import inspect
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -18,11 +19,12 @@ def check_ids(ids: Any, vocab_size: int) -> None:
     """Raise unless `ids` is a [batch pos] tensor of ids in the vocabulary, at least one a row."""
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
         kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
-        raise InputError(f"input_ids is {kind}, expected a tensor of integer token ids, or text.")
-    if ids.ndim != 2:
-        raise ShapeError(
-            "input_ids", got=ids.shape, expected="[batch pos]", fix="Add a batch axis: ids[None]."
+        raise InputError(
+            f"input_ids is {kind}, expected text, or a tensor of integer token ids [batch pos]."
         )
+    if ids.ndim != 2:
+        fix = "Add a batch axis: ids[None]." if ids.ndim == 1 else ""
+        raise ShapeError("input_ids", got=ids.shape, expected="[batch pos]", fix=fix)
     if not ids.numel():
         raise InputError("the prompt is empty: a forward needs at least one token a row.")
     if torch.compiler.is_compiling():
@@ -32,6 +34,18 @@ def check_ids(ids: Any, vocab_size: int) -> None:
         raise InputError(
             f"input_ids run from {low} to {high}, outside the vocabulary 0 to {vocab_size - 1}. "
             "Were they made by another model's tokenizer?"
+        )
+
+
+def warn_of_padding(ids: Any, pad: int | None) -> None:
+    """Warn if ids begin or end with padding; without a mask the model takes it for text."""
+    if pad is None or not isinstance(ids, Tensor) or ids.ndim != 2 or torch.compiler.is_compiling():
+        return
+    if ids.numel() and bool(((ids[:, 0] == pad) | (ids[:, -1] == pad)).any()):
+        warnings.warn(
+            "input_ids hold padding at an end but there is no attention_mask, so it is taken for "
+            "text. Pass the mask: model.to_tokens_and_mask(texts) gives both.",
+            stacklevel=4,
         )
 
 
@@ -65,7 +79,13 @@ def layer_head_mask(
     if head_mask is None:
         return None
     n_layer, n_head = config.n_layer, config.n_head
-    mask = torch.as_tensor(head_mask, device=device)
+    try:
+        mask = torch.as_tensor(head_mask, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"head_mask is {type(head_mask).__name__}, expected numbers [head], [layer head] or "
+            "[batch layer head]; 1 keeps a head, 0 silences it."
+        ) from error
     mask = mask if mask.is_floating_point() else mask.float()
     shapes = {1: (n_head,), 2: (n_layer, n_head), 3: (batch, n_layer, n_head)}
     fits = mask.shape == shapes.get(mask.ndim) or mask.shape == (1, n_layer, n_head)
@@ -91,14 +111,12 @@ def visibility(
         raise ShapeError(
             "attention_mask", got=mask.shape, expected=f"[{batch}, {past + new}]{held}"
         )
-    visible = mask != 0
-    if bool(visible.all()):
-        return None
-    if not bool(((mask == 0) | (mask == 1)).all()):
+    visible = mask == 1
+    if not bool((visible | (mask == 0)).all()):
         raise InputError(
             "attention_mask holds values other than 0 and 1; additive masks are not supported."
         )
-    return visible
+    return None if bool(visible.all()) else visible
 
 
 def attention_bias(

@@ -54,6 +54,7 @@ class LensProtocol(Caching):
             model_name=config._name_or_path or "bloom",
             positional_embedding_type="alibi",
             default_prepend_bos=False,
+            tokenizer_prepends_bos=False,
             tie_word_embeddings=config.tie_word_embeddings,
             initializer_range=config.initializer_range,
         )

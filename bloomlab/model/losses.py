@@ -1,5 +1,7 @@
 """Losses in nats, and which positions get logits at all."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +21,8 @@ def kept(
     [batch pos] (which flattens: rows may keep different numbers).
     """
     if isinstance(keep, int):
+        if keep < 0:
+            raise InputError(f"logits_to_keep is {keep}, expected 0 (all) or the last n positions.")
         return stream[:, -keep:] if keep else stream
     if keep.ndim == 1:
         return stream[:, keep]
@@ -35,10 +39,7 @@ def next_token_loss(
 
     NaN when every label is ignored, as in transformers.
     """
-    if labels.shape != logits.shape[:2]:
-        raise ShapeError(
-            "labels", got=labels.shape, expected=f"{list(logits.shape[:2])} ([batch pos])"
-        )
+    check_shape(labels, logits.shape[:2], "[batch pos]")
     check_labels(labels, logits.shape[-1])
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     shifted = F.pad(labels, (0, 1), value=IGNORED)[:, 1:].to(logits.device)
@@ -55,6 +56,12 @@ def span_loss(logits: Float[Tensor, "batch pos"], positions: Tensor) -> Float[Te
     targets = positions.to(logits.device)
     targets = (targets.squeeze(-1) if targets.ndim > 1 else targets).clamp(0, n)
     return F.cross_entropy(logits, targets, ignore_index=n)
+
+
+def check_shape(labels: Tensor, shape: Sequence[int], axes: str) -> None:
+    """Raise unless there is a label for each entry; a last axis of one is let pass."""
+    if labels.shape not in (shape, (*shape, 1)):
+        raise ShapeError("labels", got=labels.shape, expected=f"{list(shape)} ({axes})")
 
 
 def check_labels(labels: Tensor, n: int) -> None:

@@ -5,18 +5,19 @@ from fractions import Fraction
 
 import numpy as np
 import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]  # it has none
-from jaxtyping import Float
 
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
+from bloomlab.plots.arrays import as_array
 
 
-def slopes_figure(slopes: Float[np.ndarray, " head"], *, title: str = "") -> go.Figure:
-    """Slope of each head, in logits per token of distance, on an axis of powers of two.
+def slopes_figure(slopes: object, *, title: str = "") -> go.Figure:
+    """Slope of each head [head], in logits per token of distance, on an axis of powers of two.
 
     Raises:
         InputError: if a slope is not positive; a logarithmic axis cannot show it.
     """
+    slopes = as_array("slopes", slopes, "head")
     if not (slopes > 0).all():
         raise InputError(
             f"slopes must be positive to be drawn on a logarithmic axis, got a minimum of "
@@ -41,10 +42,9 @@ def slopes_figure(slopes: Float[np.ndarray, " head"], *, title: str = "") -> go.
     return theme.figure([points], title=title, layout=theme.CURVES | layout)
 
 
-def bias_figure(
-    slopes: Float[np.ndarray, " head"], *, max_distance: int = 64, title: str = ""
-) -> go.Figure:
-    """Bias in logits that each head adds to a key `distance` tokens back: -slope x distance."""
+def bias_figure(slopes: object, *, max_distance: int = 64, title: str = "") -> go.Figure:
+    """Bias in logits that each head [head] adds to a key `distance` back: -slope x distance."""
+    slopes = as_array("slopes", slopes, "head")
     distance = np.arange(max_distance + 1)
     lines = [
         go.Scatter(

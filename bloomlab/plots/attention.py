@@ -9,16 +9,17 @@ from jaxtyping import Float
 
 from bloomlab.errors import ShapeError
 from bloomlab.plots import theme
+from bloomlab.plots.arrays import as_probabilities
 from bloomlab.plots.tokens import axis, isolate, label_room
 
 _LEFT = {"constraintoward": "left"}
 _SQUARE_DOWN = {"autorange": "reversed", "scaleanchor": "x", "constraintoward": "top"}
 
 
-def pattern_figure(
-    pattern: Float[np.ndarray, "query key"], tokens: Sequence[str], *, title: str = ""
-) -> go.Figure:
-    """Heatmap of one head: queries (destination) down, keys (source) across; probability, 0..1.
+def pattern_figure(pattern: object, tokens: Sequence[str], *, title: str = "") -> go.Figure:
+    """Heatmap of one head [query key], queries (destination) down, keys (source) across.
+
+    `pattern` is an array or a tensor of probabilities, 0..1.
 
     Colour grows with the square root of the weight, so that small weights show; the colour bar and
     the hover text give the weight itself. One token a key; with fewer queries than keys (cached
@@ -28,6 +29,7 @@ def pattern_figure(
     Raises:
         ShapeError: if the tokens do not fit the keys, or there are more queries than keys.
     """
+    pattern = as_probabilities("pattern", pattern, "query key")
     _check_tokens("pattern", pattern.shape, tokens)
     n_query, n_key = pattern.shape
     past = n_key - n_query
@@ -48,12 +50,14 @@ def pattern_figure(
 
 
 def head_grid_figure(
-    patterns: Float[np.ndarray, "layer head query key"],
+    patterns: object,
     tokens: Sequence[str],
     *,
     title: str = "",
 ) -> go.Figure:
-    """All heads as one heatmap, layers down and heads across; probability, 0..1.
+    """All heads [layer head query key] as one heatmap, layers down and heads across.
+
+    `patterns` is an array or a tensor of probabilities, 0..1.
 
     A pattern that is larger than its thumbnail is pooled by its maximum, so that a single strong
     weight survives; such a cell stands for a range of tokens (named in the hover text) and rows no
@@ -62,6 +66,7 @@ def head_grid_figure(
     Raises:
         ShapeError: if the tokens do not fit the keys, or there are more queries than keys.
     """
+    patterns = as_probabilities("patterns", patterns, "layer head query key")
     _check_tokens("patterns", patterns.shape, tokens)
     n_layer, n_head, n_query, n_key = patterns.shape
     past = n_key - n_query

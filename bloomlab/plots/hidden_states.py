@@ -5,17 +5,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]  # it has none
-from jaxtyping import Float
 
 from bloomlab.errors import ShapeError
 from bloomlab.plots import theme
+from bloomlab.plots.arrays import as_array
 from bloomlab.plots.tokens import axis, label_room, places
 
 
-def norm_figure(
-    norms: Float[np.ndarray, "layer pos"], tokens: Sequence[str], *, title: str = ""
-) -> go.Figure:
-    """Heatmap of residual-stream norms, layers down (0 = after the embedding LayerNorm).
+def norm_figure(norms: object, tokens: Sequence[str], *, title: str = "") -> go.Figure:
+    """Heatmap of residual-stream norms [layer pos]; layer 0 is after the embedding LayerNorm.
 
     Colour follows the logarithm: norms grow by orders of magnitude over layers, and a few tokens
     (the first one above all) stand far out. The colour bar and the hover text give the norm itself;
@@ -24,6 +22,7 @@ def norm_figure(
     Raises:
         ShapeError: if there is not one token for each position.
     """
+    norms = as_array("norms", norms, "layer pos")
     n_layer, n_pos = norms.shape
     if n_pos != len(tokens):
         raise ShapeError("norms", got=norms.shape, expected=f"({n_layer}, {len(tokens)})")

@@ -8,21 +8,24 @@ from jaxtyping import Float
 
 from bloomlab.errors import ShapeError
 from bloomlab.plots import theme
+from bloomlab.plots.arrays import as_probabilities
 from bloomlab.plots.tokens import axis, escape, label_room
 
 
 def next_token_figure(
     labels: Sequence[str],
-    before: Float[np.ndarray, " token"],
-    after: Float[np.ndarray, " token"] | None = None,
+    before: object,
+    after: object = None,
     *,
     title: str = "",
 ) -> go.Figure:
-    """Bars of next-token probability, before and after an intervention; the largest at the top.
+    """Bars of next-token probability [token], before and after an intervention, largest on top.
 
     Raises:
         ShapeError: if there is not one label for each probability.
     """
+    before = as_probabilities("before", before, "token")
+    after = None if after is None else as_probabilities("after", after, "token")
     if len(labels) != len(before):
         raise ShapeError("labels", got=(len(labels),), expected=str(before.shape))
     peak = before if after is None else np.maximum(before, after)

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 import traitlets
 from jaxtyping import Float
 
-from bloomlab.errors import BloomlabError, ShapeError
+from bloomlab.errors import BloomlabError, InputError, ShapeError
 from bloomlab.plots import theme
 from bloomlab.plots.attention import pattern_figure
 from bloomlab.plots.predictions import next_token_figure
@@ -61,7 +61,12 @@ class AttentionView(W.VBox):
     head_mask = traitlets.Instance(np.ndarray)
     value = traitlets.Instance(np.ndarray, read_only=True)
 
-    def __init__(self, session: AttentionSession, prompt: str = "", *, k: int = 10) -> None:
+    def __init__(self, session: Any, prompt: str = "", *, k: int = 10) -> None:
+        if not isinstance(session, AttentionSession):
+            raise InputError(
+                f"AttentionView looks through a session, got {type(session).__name__}; "
+                "for a model: AttentionView(bl.Session(model), prompt)."
+            )
         self._session = session
         self._k = k
         self._tokens: list[str] | None = None  # None: the prompt is not usable, nothing to draw

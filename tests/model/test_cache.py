@@ -234,6 +234,8 @@ def test_a_masked_past_token_is_not_seen():
         (lambda past: past.gather([2]), "rows 0 to 1"),
         (lambda past: past.fork(0), "at least one"),
         (lambda past: past.evict([40]), "0 to 11"),
+        (lambda past: past.gather(torch.tensor([True, False])), "whole numbers"),
+        (lambda past: past.evict(torch.ones(N, dtype=torch.bool)), "whole numbers"),
     ],
 )
 def test_impossible_changes_are_refused(change, text):

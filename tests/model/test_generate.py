@@ -189,3 +189,26 @@ def test_generation_leaves_no_graph_and_keeps_the_mode():
     assert ours.training
     assert not ids.requires_grad
     assert isinstance(ours, bl.BloomModel)
+
+
+def test_a_fully_cached_prompt_asks_to_crop():
+    _, ours = pair()
+    ids = tokens(1, 6)
+    past = ours(ids).past_key_values
+    with pytest.raises(InputError, match=r"crop\(-1\)"):
+        ours.generate(ids, past_key_values=past)
+    got = ours.generate(ids, past_key_values=past.crop(-1), max_new_tokens=4)
+    assert torch.equal(got, ours.generate(ids, max_new_tokens=4))
+
+
+def test_a_head_mask_of_each_row_goes_with_its_samples():
+    _, ours = pair()
+    ids, heads = tokens(2, 6), torch.rand(2, 2, 6)
+    got = ours.generate(ids, head_mask=heads, do_sample=True, top_k=1, num_return_sequences=2)
+    assert torch.equal(got[::2], ours.generate(ids, head_mask=heads))
+
+
+def test_sampling_settings_without_sampling_are_pointed_out():
+    _, ours = pair()
+    with pytest.warns(UserWarning, match="do_sample"):
+        ours.generate(tokens(1, 6), temperature=0.5, max_new_tokens=1)

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
-from bloomlab.errors import UnknownNameError
+from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.model.hooks import is_hooked
 from tests.points import BATCH, GATED, HEADS, POS, SHAPES, SIZES, assert_same, halve, halved
 from tests.straight import straight
@@ -277,3 +277,23 @@ def test_the_same_input_gives_the_same_logits_after_any_hook(ours):
     for name in SHAPES:
         ours.run_with_hooks(ids, fwd_hooks=[(name, halve)])
     assert torch.equal(ours(ids).logits, clean)
+
+
+@pytest.mark.parametrize("wrong", [3, torch.ones(1, 2)])
+def test_a_hook_that_returns_something_else_is_named(wrong):
+    _, ours = pair()
+    with pytest.raises(InputError, match=r"blocks\.0\.hook_mlp_out"):
+        ours.run_with_hooks(
+            tokens(1, 4), fwd_hooks=[("blocks.0.hook_mlp_out", lambda value, hook: wrong)]
+        )
+
+
+def test_hooks_that_are_no_pairs_are_refused():
+    _, ours = pair()
+    for wrong in (
+        ("blocks.0.hook_mlp_out", print),
+        [("blocks.0.hook_mlp_out",)],
+        [(("z", 0), print)],
+    ):
+        with pytest.raises(InputError, match="name"):
+            ours.run_with_hooks(tokens(1, 4), fwd_hooks=wrong)

@@ -11,7 +11,13 @@ import transformers
 from safetensors.torch import load_file
 
 import bloomlab as bl
-from bloomlab.errors import CheckpointError, ConfigError, InputError, UnsupportedError
+from bloomlab.errors import (
+    CheckpointError,
+    ConfigError,
+    InputError,
+    UnknownArgumentError,
+    UnsupportedError,
+)
 from bloomlab.model import checkpoint
 from bloomlab.model.alibi import alibi_slopes
 from tests.folders import PREFIX, SINGLE, assert_equal, class_of, out, rewrite
@@ -123,7 +129,7 @@ def test_half_a_head_is_an_error_not_a_new_head(tmp_path):
 
 def test_unknown_tensors_are_named_in_a_warning(theirs, single):
     rewrite(single, **{"h.0.lora_A": torch.ones(1), "extra": torch.ones(1)})
-    with pytest.warns(UserWarning, match="ignored 2 tensors such as 'extra'"):
+    with pytest.warns(UserWarning, match="does not use 2 of its tensors, such as 'extra'"):
         ours = bl.BloomForCausalLM.from_pretrained(single)
     assert_equal(ours, theirs)
 
@@ -221,3 +227,22 @@ def test_load_gives_float32_on_a_cpu_unless_told_otherwise():
     assert bl.load("demo", device="cpu").dtype == torch.float32
     assert bl.load("demo", device="cpu", dtype="auto").dtype == torch.bfloat16
     assert bl.load("demo", device="cpu", dtype=torch.float64).dtype == torch.float64
+
+
+def test_labels_are_set_as_in_transformers_guides(single):
+    names = {0: "en", 1: "fr", 2: "es"}
+    with pytest.warns(UserWarning, match="score"):
+        ours = bl.BloomForSequenceClassification.from_pretrained(
+            single, id2label=names, label2id={name: i for i, name in names.items()}
+        )
+    assert ours.config.id2label == names
+    assert ours.score.weight.shape[0] == 3
+    assert ours(torch.tensor([[5, 6]])).logits.shape == (1, 3)
+    with pytest.raises(UnknownArgumentError, match="'num_labels'"):
+        bl.BloomForSequenceClassification.from_pretrained(single, num_label=3)
+
+
+def test_a_classifier_read_as_a_language_model_says_what_it_leaves(tmp_path):
+    make_hf("BloomForSequenceClassification").save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"score\.weight"):
+        bl.BloomForCausalLM.from_pretrained(tmp_path)

@@ -82,8 +82,19 @@ def test_head_counts_and_skip_variants_equal_transformers(n_head, width, post_no
 @pytest.mark.parametrize("dtype", LIMIT)
 def test_long_prompts_equal_transformers(dtype):
     theirs, ours = pair(dtype=dtype, n_head=12)
-    ids = tokens(1, 512)
+    ids = tokens(1, 1200)
     assert distance_in_eps(ours(ids).logits, theirs(ids).logits) < LIMIT[dtype]
+
+
+@pytest.mark.parametrize("padding", MASKS)
+@pytest.mark.parametrize("n_head", [3, 12])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_equals_transformers_to_the_last_bit(dtype, n_head, padding):
+    theirs, ours = pair(dtype=dtype, n_head=n_head)
+    ids, mask = tokens(2, 9), mask_of(padding)
+    rows = torch.ones(2, 9, dtype=torch.bool) if mask is None else mask.bool()
+    got, expected = (m(ids, attention_mask=mask).logits[rows] for m in (ours, theirs))
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -1,0 +1,45 @@
+"""What a figure is given, as arrays: checked, whether it came as array, tensor or lists."""
+
+from typing import Any, cast
+
+import numpy as np
+from jaxtyping import Float
+
+from bloomlab.errors import InputError, ShapeError
+
+
+def as_array(name: str, values: object, axes: str) -> Float[np.ndarray, "..."]:
+    """`values` as floats on the CPU; a tensor may be on any device and require gradients.
+
+    Raises:
+        ShapeError: if it does not have one axis for each of the names in `axes`.
+        InputError: if it holds no numbers.
+    """
+    value = cast(Any, values)
+    if hasattr(value, "detach"):
+        value = value.detach().cpu().float()
+    try:
+        array = np.asarray(value, dtype=float if isinstance(value, list | tuple) else None)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{name} holds no numbers: {error}") from error
+    if array.dtype.kind not in "fiub":
+        raise InputError(f"{name} holds {array.dtype}, expected numbers.")
+    if array.ndim != len(axes.split()):
+        raise ShapeError(name, got=array.shape, expected=f"[{axes}]")
+    return array if array.dtype.kind == "f" else array.astype(np.float64)
+
+
+def as_probabilities(name: str, values: object, axes: str) -> Float[np.ndarray, "..."]:
+    """`as_array` for numbers from 0 to 1.
+
+    Raises:
+        InputError: if some are outside, or not a number.
+    """
+    array = as_array(name, values, axes)
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 1.0)
+    if not -1e-3 <= low <= high <= 1.001:
+        raise InputError(
+            f"{name} runs from {low:.3g} to {high:.3g}, expected probabilities from 0 to 1. "
+            "Attention comes from hook_pattern, not from hook_attn_scores."
+        )
+    return array
