@@ -105,7 +105,7 @@ class HookedRootModule(TLHookedRootModule):
             "hook point", name, self.hook_dict, where="`model.hook_dict` lists all names."
         )
 
-    def picked(self, names: str | Callable[[str], bool]) -> list[str]:
+    def picked(self, names: Any) -> list[str]:
         """Our names of the hook points that a name, an alias or a function on names picks."""
         if not isinstance(names, str) and not callable(names):
             raise InputError(f"a hook name is {names!r}, expected a string or a function on names.")
