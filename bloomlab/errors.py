@@ -3,10 +3,21 @@
 import difflib
 from collections.abc import Iterable
 from inspect import Signature
+from typing import Any
 
 
 class BloomlabError(Exception):
     """Base of all errors that a user of bloomlab can cause and mend."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # subclasses are made from parts; a worker process must be able to send them whole
+        return _rebuilt, (type(self), self.args)
+
+
+def _rebuilt(kind: type[BloomlabError], args: tuple[Any, ...]) -> BloomlabError:
+    error = kind.__new__(kind, *args)
+    error.args = args
+    return error
 
 
 class UnknownNameError(BloomlabError, KeyError):

@@ -26,6 +26,8 @@ _ENCODE_OPTIONS = {
     "sanitize_control_tokens",  # the base class's apply_chat_template passes it
 }
 
+DEMO = Path(__file__).parent / "demo" / "checkpoint"  # the packaged one
+
 
 class BloomTokenizer(PreTrainedTokenizerFast):
     """BLOOM's tokenizer, with the arguments it had in transformers 4.56.2; adds no bos or eos.
@@ -99,7 +101,7 @@ class BloomTokenizer(PreTrainedTokenizerFast):
             TokenizerError: No such folder or hub id, missing files, or files that cannot be read.
         """
         name = str(pretrained_model_name_or_path)
-        path = Path(name).expanduser()
+        path = DEMO if name == "demo" else Path(name).expanduser()
         asked = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
         if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise TokenizerError(

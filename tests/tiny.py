@@ -1,5 +1,9 @@
 """Tiny transformers BLOOMs with every weight random, and ours made from them."""
 
+import contextlib
+import logging
+import re
+
 import torch
 import transformers
 
@@ -50,3 +54,18 @@ def distance_in_eps(ours, theirs, dtype=None):
     return (
         (ours.double() - theirs.double()).abs().max() / top / torch.finfo(dtype or theirs.dtype).eps
     ).item()
+
+
+@contextlib.contextmanager
+def notices(match):
+    """Expect a message in bloomlab's log."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    log = logging.getLogger("bloomlab")
+    log.addHandler(handler)
+    try:
+        yield said
+    finally:
+        log.removeHandler(handler)
+    assert any(re.search(match, message) for message in said), said

@@ -26,7 +26,8 @@ class Attended(NamedTuple):
 class Attention(nn.Module):
     """Attention layer; hook names and shapes follow TransformerLens.
 
-    `slopes` (float32, one a head, in logits per token) may be edited or replaced at any time.
+    `slopes` (float32, one a head, in logits per token) may be edited or replaced at any time. They
+    are no parameter: `save_pretrained` keeps edited ones, a state dict does not.
     """
 
     def __init__(self, config: BloomConfig, layer: int) -> None:
@@ -132,7 +133,7 @@ class Attention(nn.Module):
         z = hooked(self.hook_z, z.transpose(1, 2))
         if is_hooked(self.hook_result):
             result = einsum(z, self.W_O, "b q h d, h d m -> b q h m")
-            out = self.hook_result(result).sum(2) + self.o.bias
+            out = hooked(self.hook_result, result).sum(2) + self.o.bias
         else:
             out = sliced_linear(self.o, z.reshape(batch, n_query, -1), self.tp)
         return Attended(out, pattern if output_attentions else None)
@@ -169,7 +170,8 @@ class Attention(nn.Module):
             wide = torch.promote_types(q.dtype, torch.float32)
             scores = (q.to(wide) @ k.to(wide).mT) * scale + alibi
         if bias.visible is not None:
-            scores = scores + bias.mask(scores.dtype)
+            add = torch.add if torch.is_grad_enabled() else torch.Tensor.add_  # no second copy
+            scores = add(scores, bias.mask(scores.dtype))
             if scores.dtype == torch.float16:  # may overflow to -inf, and a row of padding to NaN
                 scores = scores.clamp_min(torch.finfo(scores.dtype).min)
         scores = hooked(self.hook_attn_scores, scores)
@@ -181,7 +183,7 @@ class Attention(nn.Module):
     def _hooked_alibi(self, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
         # a copy with every query's own row, so that a hook may edit any entry in place
         shape = (len(q), self.n_head, q.shape[2], k.shape[2])
-        return self.hook_alibi(bias.alibi(self.slopes).expand(shape).clone())
+        return hooked(self.hook_alibi, bias.alibi(self.slopes).expand(shape).contiguous())
 
     def _projected(self, head_input: Tensor | None, part: int, otherwise: Tensor) -> Tensor:
         if head_input is None:

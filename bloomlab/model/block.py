@@ -115,7 +115,9 @@ class Block(nn.Module):
         resid_mid = hooked(self.hook_resid_mid, skip + attn_out)
 
         if is_hooked(self.hook_mlp_in):
-            normed, [mlp_in] = self.ln2.with_branches(resid_mid, [self.hook_mlp_in(resid_mid)])
+            normed, [mlp_in] = self.ln2.with_branches(
+                resid_mid, [hooked(self.hook_mlp_in, resid_mid)]
+            )
         else:
             normed = mlp_in = self.ln2(resid_mid)
         mlp_out = hooked(
@@ -124,6 +126,10 @@ class Block(nn.Module):
         )
         skip = normed if self.post_norm_skip else resid_mid
         return hooked(self.hook_resid_post, skip + mlp_out), attended.pattern
+
+    def is_hooked(self) -> bool:
+        """Whether anything is attached to a hook point in this block."""
+        return any(is_hooked(point) for point in self.modules() if isinstance(point, HookPoint))
 
     def _forks(self, resid: Tensor) -> list[Tensor | None]:
         """Each head's own copy of the stream for q, k and v, where hooks ask for one."""

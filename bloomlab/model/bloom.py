@@ -1,5 +1,6 @@
 """BloomModel: embeddings, blocks and final norm; every class with a head on top is one too."""
 
+import copy
 import inspect
 import warnings
 from collections.abc import Sequence
@@ -9,9 +10,8 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from bloomlab.errors import CacheError, InputError, UnknownArgumentError, UnsupportedError
+from bloomlab.errors import CacheError, InputError, UnknownArgumentError
 from bloomlab.model.block import Block
 from bloomlab.model.cache import KVCache
 from bloomlab.model.checkpoint import Checkpoints
@@ -30,12 +30,13 @@ from bloomlab.model.inputs import (
 from bloomlab.model.lens import LensProtocol
 from bloomlab.model.norm import LayerNorm
 from bloomlab.model.outputs import Backbone, BaseModelOutputWithPastAndCrossAttentions, bare
+from bloomlab.model.recompute import Recomputing
 
 # Token ids [batch pos], a text or texts. Checked by hand, so that errors speak plainly.
 Inputs = Any
 
 
-class BloomModel(LensProtocol, Checkpoints):
+class BloomModel(LensProtocol, Checkpoints, Recomputing):
     """A BLOOM without a head: token ids in, hidden states out.
 
     Args:
@@ -49,15 +50,20 @@ class BloomModel(LensProtocol, Checkpoints):
 
     # What transformers' Trainer asks of a model.
     accepts_loss_kwargs = False
-    supports_gradient_checkpointing = True
     main_input_name = "input_ids"
 
     def __init__(self, config: Any) -> None:
         super().__init__()
         if not isinstance(config, BloomConfig):
+            if not hasattr(config, "to_dict"):
+                raise InputError(
+                    f"expected a BloomConfig, got {config!r}; for stored weights: "
+                    f"{type(self).__name__}.from_pretrained(...)."
+                )
             config = BloomConfig.from_dict(config.to_dict())
+        config = copy.deepcopy(config)
+        config.check()
         self.config = config
-        self.gradient_checkpointing = False
         self.embed = Embedding(config)
         self.embed_ln = LayerNorm(config)
         self.hook_embed = HookPoint()  # batch pos d_model; after the embedding LayerNorm
@@ -104,32 +110,6 @@ class BloomModel(LensProtocol, Checkpoints):
     def get_input_embeddings(self) -> nn.Module:
         """The token embedding."""
         return self.embed
-
-    def gradient_checkpointing_enable(
-        self, gradient_checkpointing_kwargs: dict[str, Any] | None = None, every_n_layers: int = 1
-    ) -> None:
-        """Recompute every n-th block in the backward pass of training, to save memory.
-
-        The keywords go to torch.utils.checkpoint. Hooks inside a block fire again in backward.
-        """
-        chosen = {"use_reentrant": False, **(gradient_checkpointing_kwargs or {})}
-        self._recompute, self._recompute_every = partial(checkpoint, **chosen), every_n_layers
-        self.gradient_checkpointing = True
-
-    def activation_checkpointing_enable(
-        self,
-        activation_checkpointing_kwargs: dict[str, Any] | None = None,
-        every_n_layers: int = 1,
-        offload: bool = False,
-    ) -> None:
-        """Transformers 5's name of `gradient_checkpointing_enable`; its Trainer calls this."""
-        if offload:
-            raise UnsupportedError("offloading of checkpointed activations is not supported.")
-        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers)
-
-    def gradient_checkpointing_disable(self) -> None:
-        """Keep activations for the backward pass again."""
-        self.gradient_checkpointing = False
 
     def forward(
         self,
@@ -207,7 +187,7 @@ class BloomModel(LensProtocol, Checkpoints):
             input_ids, from_text = self.to_tokens_and_mask(input_ids)
             attention_mask = from_text if attention_mask is None else attention_mask
         if attention_mask is None and past_key_values is None and start_at_layer is None:
-            warn_of_padding(input_ids, self.config.pad_token_id)
+            warn_of_padding(input_ids, self.config)
         first, last = layer_range(start_at_layer, stop_at_layer, len(self.blocks))
         resid = self._embedded(input_ids, inputs_embeds, resumed=start_at_layer is not None)
 
@@ -239,26 +219,27 @@ class BloomModel(LensProtocol, Checkpoints):
         for layer in range(first, last):
             if output_hidden_states:
                 states.append(resid)
-            run = self.blocks[layer]
-            if recomputing and layer % self._recompute_every == 0:
-                run = partial(self._recompute, run)
-            resid, pattern = run(
-                resid,
+            block = self.blocks[layer]
+            run = partial(
+                block,
                 bias=bias,
                 extension=extension,
                 head_mask=None if masks is None else masks[:, layer],
                 output_attentions=output_attentions,
             )
+            if recomputing and not block.is_hooked():  # backward may find its hooks gone
+                run = self.recomputed(run, layer)
+            resid, pattern = run(resid)
             if output_attentions:
                 patterns.append(pattern)
         if extension is not None and whole:
-            extension.commit()
+            extension.commit(len(self.blocks))
         if stop_at_layer is not None:
             return Backbone(last=resid, stopped=resid)
         normed = self.ln_final(resid)
         return Backbone(
             last=normed,
-            past_key_values=cache if use_cache else None,
+            past_key_values=cache if whole else None,
             hidden_states=(*states, normed) if output_hidden_states else None,
             attentions=tuple(patterns) if output_attentions else None,
         )

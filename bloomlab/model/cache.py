@@ -71,6 +71,7 @@ class KVCache:
         self.next_position = torch.zeros(0, dtype=torch.long)
         self._layers: list[_Buffer] = []
         self._padded = False
+        self._evicted = False
 
     def __len__(self) -> int:
         return self.positions.shape[1]
@@ -109,8 +110,8 @@ class KVCache:
 
         Nothing is copied for one row until the fork or this cache goes on.
         """
-        if n < 1:
-            raise CacheError(f"fork({n}): expected at least one copy.")
+        if n < 1 or not self.n_rows:
+            raise CacheError(f"fork({n}): expected at least one copy of a cache that holds tokens.")
         if n == 1:
             return self._with(self._layers, self.positions, self.valid, self.next_position)
         return self._mapped(
@@ -154,7 +155,9 @@ class KVCache:
         layers = [
             _Buffer(b.k[:, :, columns], b.v[:, :, columns], len(columns)) for b in self._layers
         ]
-        return self._with(layers, kept, valid, following)
+        thinned = self._with(layers, kept, valid, following)
+        thinned._evicted = True
+        return thinned
 
     def to(self, device: torch.device | str) -> "KVCache":
         """The cache on another device; without spare room."""
@@ -194,6 +197,7 @@ class KVCache:
     ) -> "KVCache":
         new = KVCache()
         new._layers, new._padded = list(layers), self._padded
+        new._evicted = self._evicted
         new.positions, new.valid, new.next_position = positions, valid, following
         return new
 
@@ -240,11 +244,17 @@ class Extension:
                 f"the cache is on {past.device}, the input on {valid.device}; "
                 "move it: past = past.to(device)."
             )
-        self._cache, self._layers, self._was_empty = cache, list(cache._layers), not len(cache)
+        self._cache, self._past, self._length = cache, list(cache._layers), len(cache)
+        self._layers = list(cache._layers)
         self.padded = padded or cache._padded
         self.query_positions = (following[:, None] + valid.cumsum(-1) - 1) * valid
         self.key_positions = torch.cat([positions, self.query_positions], -1)
         self._valid = torch.cat([past, valid], -1)
+        if past_visible is not None and bool((past_visible & ~past).any()):
+            raise CacheError(
+                "attention_mask shows cached tokens that were padding when they were cached; "
+                "compute the cache again with the mask you mean."
+            )
         seen = past if past_visible is None else past & past_visible
         self.visible = torch.cat([seen, valid], -1)
         self._next = following + valid.sum(-1)
@@ -256,27 +266,29 @@ class Extension:
         v: Float[Tensor, "batch head query d_head"],
     ) -> tuple[Float[Tensor, "batch head key d_head"], Float[Tensor, "batch head key d_head"]]:
         """All keys and values of a layer, past ones first."""
-        if self._was_empty:
-            self._layers[layer:] = [_Buffer(k, v, k.shape[2])]
+        if not self._length:  # contiguous: as views they would keep the queries alive too
+            self._layers[layer:] = [_Buffer(k.contiguous(), v.contiguous(), k.shape[2])]
             return k, v
-        if layer >= len(self._layers):
-            raise CacheError(f"the cache holds {len(self._layers)} layers; the model has more.")
-        past = self._layers[layer].k
-        if past.dtype != k.dtype:
-            raise CacheError(f"the cache holds {past.dtype}, the model computes in {k.dtype}.")
-        if past.shape[1::2] != k.shape[1::2]:
+        if layer >= len(self._past):
+            raise CacheError(f"the cache holds {len(self._past)} layers; the model has more.")
+        past = self._past[layer]  # not `_layers`: backward may run a layer once more
+        if past.k.dtype != k.dtype:
+            raise CacheError(f"the cache holds {past.k.dtype}, the model computes in {k.dtype}.")
+        if past.k.shape[1::2] != k.shape[1::2]:
             raise ShapeError(
                 f"the cache's layer {layer} [head, d_head]",
-                got=past.shape[1::2],
+                got=past.k.shape[1::2],
                 expected=str(list(k.shape[1::2])),
                 fix="It was filled by another model.",
             )
-        end = len(self._cache) + k.shape[2]
-        self._layers[layer] = self._layers[layer].appended(k, v, len(self._cache))
-        return self._layers[layer].k[:, :, :end], self._layers[layer].v[:, :, :end]
+        end = self._length + k.shape[2]
+        self._layers[layer] = grown = past.appended(k, v, self._length)
+        return grown.k[:, :, :end], grown.v[:, :, :end]
 
-    def commit(self) -> None:
-        """Make the new tokens part of the cache."""
+    def commit(self, n_layer: int) -> None:
+        """Make the new tokens part of the cache, after all `n_layer` layers were updated."""
+        if len(self._layers) != n_layer:
+            raise CacheError(f"the cache holds {len(self._layers)} layers, the model {n_layer}.")
         self._cache._layers, self._cache._padded = self._layers, self.padded
         self._cache.positions, self._cache.valid = self.key_positions, self._valid
         self._cache.next_position = self._next

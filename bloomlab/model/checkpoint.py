@@ -1,8 +1,7 @@
 """Loading and saving in transformers' layout. transformers' parameter names live only here."""
 
+import logging
 import re
-import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +32,8 @@ NAMES = (
     (r"^ln_final\.", "ln_f."),
     (r"^unembed\.", "lm_head."),
 )
+
+log = logging.getLogger("bloomlab")
 HEADS = ("lm_head.", "score.", "classifier.", "qa_outputs.")
 PREFIX = "transformer."
 EMBEDDING, UNEMBEDDING = "word_embeddings.weight", "lm_head.weight"
@@ -82,14 +83,16 @@ class Checkpoints(nn.Module):
             local_files_only: never ask the hub.
             allow_pickle: also read pytorch_model.bin (tensors only).
             **config_fields: fields of the configuration to set otherwise than in the file, such
-                as num_labels, id2label and label2id, hidden_dropout, or alibi="exact".
+                as num_labels, id2label and label2id, hidden_dropout, or alibi="exact";
+                torch_dtype is an older name of dtype.
 
         Raises:
             UnknownArgumentError: a keyword that is neither an argument nor a field.
             CheckpointError: files missing, truncated, inconsistent or of another shape.
             ConfigError: a config.json that describes no BLOOM.
         """
-        wanted, place = as_dtype(dtype), as_device(device)
+        older = config_fields.pop("torch_dtype", None)
+        wanted, place = as_dtype(older if dtype is None else dtype), as_device(device)
         folder = find_folder(
             path,
             revision=revision,
@@ -223,12 +226,12 @@ class Checkpoints(nn.Module):
         model.init_weights([module.to(dtype) for module in new])
         unknown = sorted(n for n in stored if n not in shapes and not n.startswith(HEADS[0]))
         if unknown:
-            _warn(
+            log.warning(
                 f"{weights.source}: a {cls.hf_class} does not use {len(unknown)} of its tensors, "
                 f"such as {unknown[0]!r}."
             )
         for head in sorted(fresh):
-            _warn(f"{weights.source} has no {head!r} head: newly drawn, train before use.")
+            log.warning(f"{weights.source} has no {head!r} head: newly drawn, train before use.")
         return model
 
 
@@ -287,11 +290,3 @@ def _check_tied(unembedding: Tensor, embedding: Tensor, source: str) -> None:
             f"{source}: {UNEMBEDDING} differs from {EMBEDDING}, but the configuration ties them. "
             "Set tie_word_embeddings to false in config.json to use both."
         )
-
-
-def _warn(message: str) -> None:
-    """Warn whoever called bloomlab, however deep in it we are."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back and frame.f_globals.get("__name__", "").startswith("bloomlab."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)

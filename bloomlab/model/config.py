@@ -43,6 +43,24 @@ KNOWN = {
     *ALIASES,
     *INHERITED,
 }
+# what may differ from the file without other weights
+CHANGEABLE = (
+    "alibi",
+    "attention_dropout",
+    "bos_token_id",
+    "classifier_dropout",
+    "eos_token_id",
+    "hidden_dropout",
+    "id2label",
+    "label2id",
+    "num_labels",
+    "output_attentions",
+    "output_hidden_states",
+    "pad_token_id",
+    "problem_type",
+    "return_dict",
+    "use_cache",
+)
 # what strict validation and the conversions before it raise
 INVALID = (StrictDataclassError, AttributeError, TypeError, ValueError)
 
@@ -152,8 +170,8 @@ def read_config(folder: Path, **changed: Any) -> BloomConfig:
         UnknownArgumentError: a field that no BLOOM has.
     """
     for name in changed:
-        if name not in KNOWN:
-            raise UnknownArgumentError("from_pretrained", name, sorted(KNOWN))
+        if name not in CHANGEABLE:
+            raise UnknownArgumentError("from_pretrained", name, CHANGEABLE)
     changed = {name: value for name, value in changed.items() if value is not None}
     fields = read_json(folder / "config.json")
     if changed.keys() & {"num_labels", "id2label"}:  # other labels than the file's

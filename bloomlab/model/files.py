@@ -17,8 +17,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bloomlab.errors import CheckpointError
+from bloomlab.tokens import DEMO
 
-DEMO = Path(__file__).parent.parent / "demo" / "checkpoint"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 HUB_FILES = ["*.json", "model*.safetensors", "merges.txt", "chat_template*"]

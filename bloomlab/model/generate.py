@@ -1,7 +1,7 @@
 """Generation with a key-value cache: one loop that yields steps, and `generate` around it."""
 
 import inspect
-import warnings
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ from transformers import (
 from bloomlab.errors import InputError, UnknownArgumentError
 from bloomlab.model.bloom import BloomModel, Inputs
 from bloomlab.model.cache import KVCache
+
+log = logging.getLogger("bloomlab")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,10 +49,10 @@ class Generation(BloomModel):
         max_length: int | None = None,
         min_new_tokens: int = 0,
         do_sample: bool = False,
-        temperature: float = 1.0,
-        top_k: int = 50,
-        top_p: float = 1.0,
-        repetition_penalty: float = 1.0,
+        temperature: float | None = 1.0,
+        top_k: int | None = 50,
+        top_p: float | None = 1.0,
+        repetition_penalty: float | None = 1.0,
         no_repeat_ngram_size: int = 0,
         num_return_sequences: int = 1,
         eos_token_id: int | Sequence[int] | None = None,
@@ -97,6 +99,14 @@ class Generation(BloomModel):
         """
         for name in unknown:
             raise UnknownArgumentError("generate", name, inspect.signature(self.generate))
+        temperature, top_p, repetition_penalty = (
+            1.0 if value is None else value for value in (temperature, top_p, repetition_penalty)
+        )
+        top_k = top_k or 0
+        if past_key_values is not None and not use_cache:
+            raise InputError("past_key_values is given, but use_cache=False would not use it.")
+        if past_key_values is not None and num_return_sequences > 1:
+            past_key_values = past_key_values.fork(num_return_sequences)
         ids, mask = self._prompt(input_ids, attention_mask, pad_token_id)
         limit = self._limit(ids.shape[1], max_new_tokens, max_length)
         if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
@@ -107,10 +117,8 @@ class Generation(BloomModel):
         ids, mask = (t.repeat_interleave(num_return_sequences, 0) for t in (ids, mask))
         if isinstance(head_mask, Tensor) and head_mask.ndim == 3 and len(head_mask) > 1:
             head_mask = head_mask.repeat_interleave(num_return_sequences, 0)
-        if not do_sample and (temperature, top_k, top_p) != (1.0, 50, 1.0):
-            warnings.warn(
-                "temperature, top_k and top_p act with do_sample=True only.", stacklevel=3
-            )
+        if not do_sample and (temperature != 1.0 or top_k not in (0, 50) or top_p != 1.0):
+            log.warning("temperature, top_k and top_p act with do_sample=True only.")
         eos = self.config.eos_token_id if eos_token_id is None else eos_token_id
         ends = [eos] if isinstance(eos, int) else list(eos or [])
         if not all(isinstance(end, int) for end in ends):
@@ -161,6 +169,11 @@ class Generation(BloomModel):
         cache: KVCache | None,
     ) -> Iterator[Step]:
         """One step per generated token; stops when every row has ended."""
+        if cache is not None and cache._evicted:
+            raise InputError(
+                "past_key_values was thinned out by evict, so its tokens cannot be told apart from "
+                "the prompt's; go on with forwards of the new tokens alone."
+            )
         if cache is not None and len(cache) >= ids.shape[1]:
             raise InputError(
                 f"past_key_values already holds all {ids.shape[1]} tokens of the prompt; the last "

@@ -1,6 +1,6 @@
 """The four BLOOMs with a head: language model, sequence, token and span classification."""
 
-import warnings
+import logging
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from bloomlab.model.embed import Unembed
 from bloomlab.model.generate import Generation
 from bloomlab.model.losses import (
     IGNORED,
+    as_numbers,
     check_labels,
     check_shape,
     kept,
@@ -26,6 +27,8 @@ from bloomlab.model.outputs import (
     SequenceClassifierOutputWithPast,
     TokenClassifierOutput,
 )
+
+log = logging.getLogger("bloomlab")
 
 
 class BloomForCausalLM(Generation):
@@ -164,9 +167,7 @@ class BloomForSequenceClassification(BloomModel):
         if pad is None:
             return -1
         if not isinstance(ids, Tensor) or ids.is_floating_point():
-            warnings.warn(
-                "padding cannot be seen in inputs_embeds; using the last position.", stacklevel=3
-            )
+            log.warning("padding cannot be seen in inputs_embeds; using the last position.")
             return -1
         columns = torch.arange(ids.shape[-1], device=ids.device)
         return (columns * (ids != pad)).argmax(-1)
@@ -178,12 +179,12 @@ class BloomForSequenceClassification(BloomModel):
             kind = "single_label_classification" if integer else "multi_label_classification"
             kind = "regression" if self.config.num_labels == 1 else kind
         if kind == "regression":
-            return F.mse_loss(logits.squeeze(), labels.to(logits.dtype).squeeze())
+            return F.mse_loss(logits.squeeze(), as_numbers(labels, logits).squeeze())
         if kind == "single_label_classification":
             check_shape(labels, logits.shape[:1], "[batch]")
             check_labels(labels, self.config.n_label)
             return F.cross_entropy(logits.view(-1, self.config.n_label), labels.view(-1))
-        return F.binary_cross_entropy_with_logits(logits, labels.to(logits.dtype))
+        return F.binary_cross_entropy_with_logits(logits, as_numbers(labels, logits))
 
 
 class BloomForTokenClassification(BloomModel):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from transformer_lens import ActivationCache as TLActivationCache
 from transformer_lens import FactoredMatrix
@@ -27,6 +28,7 @@ __all__ = [
     "composition_scores",
     "get_act_name",
     "hooked",
+    "hooked_edit",
     "is_hooked",
 ]
 
@@ -51,15 +53,11 @@ ALIASES = {
 
 
 class HookPoint(TLHookPoint):
-    """A named value; a hook gets its own copy, so that editing in place harms nobody else.
+    """A named value. Hooks get a copy of it, so that editing in place harms nobody else.
 
     Not autograd, which may need the value as it was, nor a cache that holds the same tensor. A
     hook function that never edits may say so by an attribute `only_reads = True`: no copy then.
     """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """`x`, copied if some hook may edit it."""
-        return x.clone() if self.may_be_edited() else x
 
     def may_be_edited(self) -> bool:
         """Whether a hook is attached that does not promise only to read."""
@@ -72,19 +70,38 @@ def is_hooked(point: TLHookPoint) -> bool:
     return bool(point._forward_hooks or point._backward_hooks or point._forward_pre_hooks)
 
 
-def hooked(point: TLHookPoint, value: Tensor) -> Tensor:
+def hooked(point: HookPoint, value: Tensor) -> Tensor:
     """`value` as the hooks of `point` leave it; untouched, and nearly for free, without hooks."""
     # the body of is_hooked, inlined: this runs twenty times a layer
     if point._forward_hooks or point._backward_hooks or point._forward_pre_hooks:
-        result = point(value)
-        if not isinstance(result, Tensor) or result.shape != value.shape:
-            got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-            raise InputError(
-                f"a hook at {point.name} returned {got}, expected a tensor {tuple(value.shape)} "
-                "(or None, to leave the value as it is)."
-            )
-        return result
+        return hooked_edit(point, value)[0]
     return value
+
+
+def hooked_edit(point: HookPoint, value: Tensor) -> tuple[Tensor, bool]:
+    """`hooked`, and whether a hook set the value: returned one, or wrote to it in place."""
+    given = value.clone() if point.may_be_edited() else value
+    before = None if given.is_inference() else given._version
+    result = point(given)
+    if before is None:  # inference mode counts no versions
+        edited = result is not given or not torch.equal(given, value)
+    else:
+        edited = result is not given or given._version != before
+    if isinstance(result, Tensor) and result.shape == value.shape:
+        return result, edited
+    if isinstance(result, Tensor) and broadcasts(result, value):
+        return result.expand(value.shape), edited
+    got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+    raise InputError(
+        f"a hook at {point.name} returned {got}, expected a tensor {tuple(value.shape)} "
+        "(or None, to leave the value as it is)."
+    )
+
+
+def broadcasts(value: Tensor, to: Tensor) -> bool:
+    """Whether `value` can stand for every entry of a tensor like `to`."""
+    sizes = zip(reversed(value.shape), reversed(to.shape), strict=False)
+    return value.ndim <= to.ndim and all(size in (1, wanted) for size, wanted in sizes)
 
 
 class HookedRootModule(TLHookedRootModule):

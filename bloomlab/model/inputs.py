@@ -1,7 +1,7 @@
 """From a forward's arguments to checked tensors: ids, masks, positions."""
 
 import inspect
-import warnings
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -14,10 +14,12 @@ from bloomlab.model.alibi import AttentionBias, token_positions
 from bloomlab.model.cache import Extension, KVCache
 from bloomlab.model.config import BloomConfig
 
+log = logging.getLogger("bloomlab")
+
 
 def check_ids(ids: Any, vocab_size: int) -> None:
     """Raise unless `ids` is a [batch pos] tensor of ids in the vocabulary, at least one a row."""
-    if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dtype == torch.bool:
+    if not isinstance(ids, Tensor) or ids.dtype not in (torch.int64, torch.int32):
         kind = ids.dtype if isinstance(ids, Tensor) else type(ids).__name__
         raise InputError(
             f"input_ids is {kind}, expected text, or a tensor of integer token ids [batch pos]."
@@ -37,15 +39,16 @@ def check_ids(ids: Any, vocab_size: int) -> None:
         )
 
 
-def warn_of_padding(ids: Any, pad: int | None) -> None:
-    """Warn if ids begin or end with padding; without a mask the model takes it for text."""
-    if pad is None or not isinstance(ids, Tensor) or ids.ndim != 2 or torch.compiler.is_compiling():
+def warn_of_padding(ids: Any, config: BloomConfig) -> None:
+    """Log if ids begin or end with padding; without a mask the model takes it for text."""
+    pad = config.pad_token_id
+    means_more = pad is None or pad in (config.bos_token_id, config.eos_token_id)
+    if means_more or not isinstance(ids, Tensor) or ids.ndim != 2 or torch.compiler.is_compiling():
         return
     if ids.numel() and bool(((ids[:, 0] == pad) | (ids[:, -1] == pad)).any()):
-        warnings.warn(
+        log.warning(
             "input_ids hold padding at an end but there is no attention_mask, so it is taken for "
             "text. Pass the mask: model.to_tokens_and_mask(texts) gives both.",
-            stacklevel=4,
         )
 
 
@@ -105,7 +108,10 @@ def visibility(
     """The attention mask as booleans; None where it hides nothing."""
     if attention_mask is None:
         return None
-    mask = torch.as_tensor(attention_mask, device=device)
+    try:
+        mask = torch.as_tensor(attention_mask, device=device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"attention_mask is {attention_mask!r}, expected 0s and 1s.") from error
     if mask.shape != (batch, past + new):
         held = f" for {past} cached and {new} new tokens" if past else ""
         raise ShapeError(
@@ -137,13 +143,15 @@ def attention_bias(
             f"the cache holds {past} tokens."
         )
     valid = visibility(attention_mask, batch=batch, past=past, new=new, device=device)
+    if valid is None and attention_mask is not None and cache is not None and past:
+        valid = torch.ones(batch, past + new, dtype=torch.bool, device=device)
     extension, seen = None, valid
     if cache is not None:
         everything = torch.ones(batch, new, dtype=torch.bool, device=device)
         extension = cache.extend(
             everything if valid is None else valid[:, past:],
             past_visible=None if valid is None else valid[:, :past],
-            padded=valid is not None,
+            padded=valid is not None and not bool(valid.all()),
         )
         query_positions, key_positions = extension.query_positions, extension.key_positions
         seen = extension.visible if extension.padded else None

@@ -216,9 +216,11 @@ class LensProtocol(Caching):
     ) -> tuple[Int[Tensor, "batch pos"], Int[Tensor, "batch pos"]]:
         """Token ids and attention mask of one or several texts, padded to the longest."""
         texts = [text] if isinstance(text, str) else list(text)
-        tokenizer = self._need_tokenizer()
         if not texts or not all(isinstance(item, str) for item in texts):
-            raise InputError(f"expected text or a list of texts, got {text!r}.")
+            raise InputError(
+                f"expected text, a list of texts or a tensor of token ids, got {text!r}."
+            )
+        tokenizer = self._need_tokenizer()
         if self.cfg.default_prepend_bos if prepend_bos is None else prepend_bos:
             texts = [tokenizer.bos_token + item for item in texts]
         if empty := [i for i, item in enumerate(texts) if not item]:

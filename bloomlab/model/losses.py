@@ -58,8 +58,15 @@ def span_loss(logits: Float[Tensor, "batch pos"], positions: Tensor) -> Float[Te
     return F.cross_entropy(logits, targets, ignore_index=n)
 
 
+def as_numbers(labels: Tensor, logits: Tensor) -> Tensor:
+    """Labels to compare with logits: floating-point ones unrounded, others in the logits' dtype."""
+    return labels if labels.is_floating_point() else labels.to(logits.dtype)
+
+
 def check_shape(labels: Tensor, shape: Sequence[int], axes: str) -> None:
     """Raise unless there is a label for each entry; a last axis of one is let pass."""
+    if not isinstance(labels, Tensor):
+        raise InputError(f"labels is {type(labels).__name__}, expected a tensor {axes}.")
     if labels.shape not in (shape, (*shape, 1)):
         raise ShapeError("labels", got=labels.shape, expected=f"{list(shape)} ({axes})")
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bloomlab.model.config import BloomConfig
-from bloomlab.model.hooks import HookPoint, hooked, is_hooked
+from bloomlab.model.hooks import HookPoint, hooked_edit, is_hooked
 
 
 class LayerNorm(nn.Module):
@@ -54,17 +54,16 @@ class LayerNorm(nn.Module):
         value of `x` (path patching freezes them), that holds for the branches too.
         """
         centred, own_scale = self._statistics(x)
-        scale = hooked(self.hook_scale, own_scale)
-        own_normalized = centred / scale
-        normalized = hooked(self.hook_normalized, own_normalized)
+        scale, scale_set = hooked_edit(self.hook_scale, own_scale)
+        normalized, value_set = hooked_edit(self.hook_normalized, centred / scale)
         forked: list[Tensor | None] = []
         for branch in branches:
             if branch is None:
                 forked.append(None)
                 continue
             centred, branch_scale = self._statistics(branch)
-            value = centred / where_edited(own_scale, scale, otherwise=branch_scale)
-            value = where_edited(own_normalized, normalized, otherwise=value)
+            value = centred / (as_for(branch, scale) if scale_set else branch_scale)
+            value = as_for(branch, normalized).expand_as(value) if value_set else value
             forked.append(self._affine(value).to(x.dtype))
         return self._affine(normalized).to(x.dtype), forked
 
@@ -81,13 +80,8 @@ class LayerNorm(nn.Module):
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def where_edited(
-    before: Float[Tensor, "batch pos last"],
-    after: Float[Tensor, "batch pos last"],
-    *,
-    otherwise: Float[Tensor, "batch pos *head last"],
-) -> Float[Tensor, "batch pos *head last"]:
-    """`after` where it differs from `before`, for every head; elsewhere `otherwise`."""
-    if otherwise.ndim > before.ndim:
-        before, after = before[:, :, None], after[:, :, None]
-    return torch.where(before == after, otherwise, after)
+def as_for(
+    branch: Tensor, value: Float[Tensor, "batch pos d"]
+) -> Float[Tensor, "batch pos *head d"]:
+    """`value` with a head axis where `branch` has one."""
+    return value[:, :, None] if branch.ndim > value.ndim else value

@@ -265,3 +265,11 @@ def test_a_mask_or_batch_that_does_not_fit_the_cache_is_refused():
     with pytest.raises(ShapeError, match="another model"):
         wider(ids[:, :1], past_key_values=past)
     assert len(past) == N
+
+
+def test_a_mask_that_shows_cached_padding_is_refused():
+    _, ours = pair()
+    ids, mask = tokens(2, N), masks()["left"]
+    past = ours(ids, attention_mask=mask).past_key_values
+    with pytest.raises(CacheError, match="were padding"):
+        ours(ids[:, :1], attention_mask=torch.ones(2, N + 1), past_key_values=past)

@@ -6,7 +6,7 @@ from transformers import MaxLengthCriteria, SuppressTokensLogitsProcessor
 
 import bloomlab as bl
 from bloomlab.errors import InputError, UnknownArgumentError
-from tests.tiny import make_hf, pair, tokens
+from tests.tiny import make_hf, notices, pair, tokens
 
 
 def padded(*lengths):
@@ -210,5 +210,24 @@ def test_a_head_mask_of_each_row_goes_with_its_samples():
 
 def test_sampling_settings_without_sampling_are_pointed_out():
     _, ours = pair()
-    with pytest.warns(UserWarning, match="do_sample"):
+    with notices("do_sample"):
         ours.generate(tokens(1, 6), temperature=0.5, max_new_tokens=1)
+
+
+def test_an_evicted_cache_is_not_taken_for_a_prefix():
+    _, ours = pair()
+    ids = tokens(1, 9)
+    past = ours(ids[:, :6]).past_key_values.evict([1, 2])
+    with pytest.raises(InputError, match="evict"):
+        ours.generate(ids, past_key_values=past)
+
+
+def test_none_means_the_default_of_transformers():
+    _, ours = pair()
+    ids = tokens(1, 6)
+    nothing = {"top_k": None, "top_p": None, "temperature": None, "repetition_penalty": None}
+    drawn = []
+    for options in (nothing, {"top_k": 0}):
+        torch.manual_seed(0)
+        drawn.append(ours.generate(ids, do_sample=True, **options))
+    assert torch.equal(*drawn)

@@ -1,6 +1,5 @@
 """What loading makes of a dtype, a device, a new head, tensors that do not fit, edited slopes."""
 
-import importlib.util
 import json
 import warnings
 from pathlib import Path
@@ -18,10 +17,9 @@ from bloomlab.errors import (
     UnknownArgumentError,
     UnsupportedError,
 )
-from bloomlab.model import checkpoint
 from bloomlab.model.alibi import alibi_slopes
 from tests.folders import PREFIX, SINGLE, assert_equal, class_of, out, rewrite
-from tests.tiny import CLASSES, distance_in_eps, make_hf
+from tests.tiny import CLASSES, distance_in_eps, make_hf, notices
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
@@ -79,7 +77,7 @@ def test_building_draws_no_random_numbers_and_leaves_no_meta_tensor(single):
 
 @pytest.mark.parametrize("kind", CLASSES[2:])
 def test_a_new_head_is_drawn_as_transformers_draws_it_with_a_warning(kind, theirs, single):
-    with pytest.warns(UserWarning, match="newly drawn, train before use"):
+    with notices("newly drawn, train before use"):
         ours = class_of(kind)[0].from_pretrained(single, dtype="bfloat16", num_labels=2)
     assert not any(t.is_meta for t in ours.parameters())
     assert {t.dtype for t in ours.parameters()} == {torch.bfloat16}
@@ -91,27 +89,12 @@ def test_a_new_head_is_drawn_as_transformers_draws_it_with_a_warning(kind, their
     body = {n: v for n, v in ours.hf_named_parameters() if n.startswith(PREFIX)}
     stored = dict(theirs.named_parameters())
     assert all(torch.equal(value, stored[name].bfloat16()) for name, value in body.items())
-    with pytest.warns(UserWarning, match="newly drawn"):
+    with notices("newly drawn"):
         class_of(kind)[0].from_hf(theirs)
 
 
-def test_a_warning_points_at_the_line_that_called_bloomlab(theirs, single):
-    # this suite's runtime checkers put frames of their own between; here is the module without them
-    spec = importlib.util.spec_from_file_location("bloomlab.model.plain", checkpoint.__file__)
-    plain = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(plain)
-
-    class Classifier(plain.Checkpoints, bl.BloomForSequenceClassification):
-        pass
-
-    for load in (Classifier.from_pretrained, Classifier.from_hf):
-        with pytest.warns(UserWarning, match="newly drawn") as caught:
-            load(single if load == Classifier.from_pretrained else theirs)
-        assert [w.filename for w in caught] == [__file__]
-
-
 def test_num_labels_sizes_a_new_head_and_must_fit_an_old_one(single, tmp_path):
-    with pytest.warns(UserWarning, match="'score' head"):
+    with notices("'score' head"):
         ours = bl.BloomForSequenceClassification.from_pretrained(single, num_labels=5)
     assert (ours.score.weight.shape, ours.config.num_labels) == ((5, 48), 5)
     ours.save_pretrained(tmp_path)
@@ -129,7 +112,7 @@ def test_half_a_head_is_an_error_not_a_new_head(tmp_path):
 
 def test_unknown_tensors_are_named_in_a_warning(theirs, single):
     rewrite(single, **{"h.0.lora_A": torch.ones(1), "extra": torch.ones(1)})
-    with pytest.warns(UserWarning, match="does not use 2 of its tensors, such as 'extra'"):
+    with notices("does not use 2 of its tensors, such as 'extra'"):
         ours = bl.BloomForCausalLM.from_pretrained(single)
     assert_equal(ours, theirs)
 
@@ -231,7 +214,7 @@ def test_load_gives_float32_on_a_cpu_unless_told_otherwise():
 
 def test_labels_are_set_as_in_transformers_guides(single):
     names = {0: "en", 1: "fr", 2: "es"}
-    with pytest.warns(UserWarning, match="score"):
+    with notices("score"):
         ours = bl.BloomForSequenceClassification.from_pretrained(
             single, id2label=names, label2id={name: i for i, name in names.items()}
         )
@@ -244,5 +227,17 @@ def test_labels_are_set_as_in_transformers_guides(single):
 
 def test_a_classifier_read_as_a_language_model_says_what_it_leaves(tmp_path):
     make_hf("BloomForSequenceClassification").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"score\.weight"):
+    with notices(r"score\.weight"):
         bl.BloomForCausalLM.from_pretrained(tmp_path)
+
+
+def test_older_and_harmful_keywords(single):
+    ours = bl.BloomForCausalLM.from_pretrained(single, torch_dtype=torch.float64)
+    assert ours.dtype == torch.float64
+    for wrong in ({"n_head": 3}, {"attn_implementation": "sdpa"}):
+        with pytest.raises(UnknownArgumentError, match="from_pretrained"):
+            bl.BloomForCausalLM.from_pretrained(single, **wrong)
+
+
+def test_the_demo_has_its_tokenizer_by_name(demo):
+    assert bl.BloomTokenizer.from_pretrained("demo")("text") == demo.tokenizer("text")

@@ -6,6 +6,14 @@ import pickle
 import pytest
 import torch
 
+import bloomlab as bl
+from bloomlab.errors import (
+    ConfigError,
+    InputError,
+    ShapeError,
+    UnknownArgumentError,
+    UnknownNameError,
+)
 from tests.tiny import pair, tokens
 
 
@@ -68,3 +76,28 @@ def test_autocast_matches_the_half_precision_it_asks_for():
         out.loss.backward()
     assert torch.isfinite(out.logits).all()
     assert all(torch.isfinite(value.grad).all() for value in ours.parameters())
+
+
+def test_models_made_from_one_config_share_nothing():
+    theirs, _ = pair()
+    first = bl.BloomForCausalLM(theirs.config)
+    second = bl.BloomForCausalLM(first.config)
+    first.alibi = "exact"
+    assert second.alibi == "hf"
+    config = first.config
+    config.n_head = 5
+    with pytest.raises(ConfigError, match="n_head"):
+        bl.BloomForCausalLM(config)
+    with pytest.raises(InputError, match="from_pretrained"):
+        bl.BloomForCausalLM("demo")
+
+
+def test_errors_travel_between_processes():
+    for error in (
+        ShapeError("mask", got=(1, 2), expected="[1]"),
+        UnknownNameError("hook point", "a", ["ab"]),
+        UnknownArgumentError("load", "dtpe", ["dtype"]),
+    ):
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), str(again)) == (type(error), str(error))
+        assert str(copy.copy(error)) == str(error)
