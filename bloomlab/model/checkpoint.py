@@ -1,5 +1,6 @@
 """Loading and saving in transformers' layout. transformers' parameter names live only here."""
 
+import inspect
 import logging
 import re
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import transformers
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from bloomlab.errors import CheckpointError, UnsupportedError
+from bloomlab.errors import CheckpointError, UnknownArgumentError, UnsupportedError
 from bloomlab.model.alibi import alibi_slopes
 from bloomlab.model.config import BloomConfig, as_device, as_dtype, read_config
 from bloomlab.model.files import Weights, find_folder, replaced
@@ -245,6 +246,7 @@ def load(
     allow_pickle: bool = False,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    **unknown: Any,
 ) -> Any:
     """A BloomForCausalLM with its tokenizer: `load("demo")`, a hub id, or a folder.
 
@@ -258,12 +260,15 @@ def load(
         allow_pickle: also read pytorch_model.bin (tensors only).
         cache_dir: where downloads are kept.
         local_files_only: never ask the hub.
+        **unknown: refused.
 
     Raises:
         CheckpointError: not found, or not readable.
         ConfigError: no BLOOM.
         TokenizerError: no tokenizer beside the weights.
     """
+    for argument in unknown:
+        raise UnknownArgumentError("load", argument, inspect.signature(load))
     from bloomlab.model.heads import BloomForCausalLM  # heads build on this file
 
     place = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -171,7 +171,8 @@ def read_config(folder: Path, **changed: Any) -> BloomConfig:
     """
     for name in changed:
         if name not in CHANGEABLE:
-            raise UnknownArgumentError("from_pretrained", name, CHANGEABLE)
+            known = ["dtype", "device", "revision", "cache_dir", "local_files_only", "allow_pickle"]
+            raise UnknownArgumentError("from_pretrained", name, [*known, *CHANGEABLE])
     changed = {name: value for name, value in changed.items() if value is not None}
     fields = read_json(folder / "config.json")
     if changed.keys() & {"num_labels", "id2label"}:  # other labels than the file's

@@ -241,3 +241,10 @@ def test_older_and_harmful_keywords(single):
 
 def test_the_demo_has_its_tokenizer_by_name(demo):
     assert bl.BloomTokenizer.from_pretrained("demo")("text") == demo.tokenizer("text")
+
+
+def test_misspelt_keywords_get_the_right_one(single):
+    with pytest.raises(UnknownArgumentError, match="Did you mean 'dtype'"):
+        bl.load("demo", dtpe="float32")
+    with pytest.raises(UnknownArgumentError, match="Did you mean 'dtype'"):
+        bl.BloomForCausalLM.from_pretrained(single, dtpe="float32")
