@@ -170,14 +170,16 @@ class Attention(nn.Module):
             wide = torch.promote_types(q.dtype, torch.float32)
             scores = (q.to(wide) @ k.to(wide).mT) * scale + alibi
         if bias.visible is not None:
-            add = torch.add if torch.is_grad_enabled() else torch.Tensor.add_  # no second copy
-            scores = add(scores, bias.mask(scores.dtype))
+            scores = scores + bias.mask(scores.dtype)
             if scores.dtype == torch.float16:  # may overflow to -inf, and a row of padding to NaN
                 scores = scores.clamp_min(torch.finfo(scores.dtype).min)
         scores = hooked(self.hook_attn_scores, scores)
+        # half-precision kernels compute in float32: without gradients, copies for the same bits
         wide = torch.promote_types(scores.dtype, torch.float32)
+        wide = wide if torch.is_grad_enabled() else scores.dtype
         pattern = hooked(self.hook_pattern, scores.softmax(-1, dtype=wide).to(v.dtype))
-        pattern = F.dropout(pattern, self.dropout, self.training)
+        if self.training and self.dropout:
+            pattern = F.dropout(pattern, self.dropout)
         return pattern @ v, pattern
 
     def _hooked_alibi(self, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:

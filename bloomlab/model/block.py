@@ -110,7 +110,7 @@ class Block(nn.Module):
             head_mask=head_mask,
             output_attentions=output_attentions,
         )
-        attn_out = hooked(self.hook_attn_out, F.dropout(attended.out, self.dropout, self.training))
+        attn_out = hooked(self.hook_attn_out, self._dropped(attended.out))
         skip = normed if self.post_norm_skip else resid_pre
         resid_mid = hooked(self.hook_resid_mid, skip + attn_out)
 
@@ -122,10 +122,15 @@ class Block(nn.Module):
             normed = mlp_in = self.ln2(resid_mid)
         mlp_out = hooked(
             self.hook_mlp_out,
-            F.dropout(self.mlp(mlp_in, rounded=bias.rounded), self.dropout, self.training),
+            self._dropped(self.mlp(mlp_in, rounded=bias.rounded)),
         )
         skip = normed if self.post_norm_skip else resid_mid
         return hooked(self.hook_resid_post, skip + mlp_out), attended.pattern
+
+    def _dropped(self, contribution: Tensor) -> Tensor:
+        if self.training and self.dropout:
+            return F.dropout(contribution, self.dropout)
+        return contribution
 
     def is_hooked(self) -> bool:
         """Whether anything is attached to a hook point in this block."""
