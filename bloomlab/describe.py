@@ -11,11 +11,10 @@ from safetensors import safe_open
 from bloomlab.errors import CheckpointError
 from bloomlab.machine import free_ram, gpus
 from bloomlab.model.checkpoint import HEADS, PREFIX, SLOPES, read_config
-from bloomlab.model.files import DEMO, INDEX, SINGLE, Weights, find_folder, read_json
+from bloomlab.model.files import DEMO, FORMATS, INDEX, SINGLE, Weights, find_folder, read_json
 from bloomlab.sizes import WIDTHS, Sizes, fit_lines, readable, shape_line, sizes_of
 
 CARDS = ("README.md", "MODEL_CARD.md")
-FORMATS = {"F64": "float64", "F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def described_folder(name: str, *, revision: str | None = None) -> Path:
@@ -98,10 +97,12 @@ def _stored(folder: Path, *, tied: bool) -> tuple[int, dict[str, int]] | None:
     parameters, sizes = 0, Counter[str]()
     for file in sorted(files):
         with safe_open(folder / file, framework="numpy") as opened:
-            for name in opened.keys():  # noqa: SIM118  # it is no mapping
+            names = opened.keys()
+            for name in names:
                 piece = opened.get_slice(name)
-                dtype, count = FORMATS.get(piece.get_dtype(), ""), math.prod(piece.get_shape())
-                sizes[dtype or piece.get_dtype()] += count * WIDTHS.get(dtype, 1)
+                stored, count = piece.get_dtype(), math.prod(piece.get_shape())
+                dtype = str(FORMATS.get(stored, stored)).removeprefix("torch.")
+                sizes[dtype] += count * WIDTHS.get(dtype, 1)
                 copy = tied and name.removeprefix(PREFIX).startswith(HEADS[0])
                 parameters += 0 if copy or name.endswith(SLOPES) else count
     return parameters, dict(sizes)

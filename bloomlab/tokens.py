@@ -5,7 +5,7 @@ import inspect
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
 from huggingface_hub import snapshot_download
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, pre_tokenizers, processors
@@ -45,12 +45,11 @@ class BloomTokenizer(PreTrainedTokenizerFast):
         UnknownArgumentError: A call with an argument no tokenizer takes.
     """
 
-    vocab_files_names = {  # noqa: RUF012  # the base class's attribute, not a field
+    vocab_files_names: ClassVar = {
         "vocab_file": "vocab.json",
         "merges_file": "merges.txt",
         "tokenizer_file": "tokenizer.json",
     }
-    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012  # as above
     padding_side = "left"
 
     def __init__(
@@ -81,6 +80,7 @@ class BloomTokenizer(PreTrainedTokenizerFast):
             )
         for folder_fact in ("is_local", "local_files_only"):  # else the base class saves them
             options.pop(folder_fact, None)
+        options.setdefault("model_input_names", ["input_ids", "attention_mask"])
         super().__init__(
             unk_token=unk_token,
             bos_token=bos_token,

@@ -93,7 +93,8 @@ def test_info_of_the_demo_shows_card_sizes_and_fit(run):
     assert (code, err) == (0, "")
     assert "# The demo BLOOM" in out
     with safe_open(DEMO / "model.safetensors", framework="pt") as file:
-        parameters = sum(file.get_tensor(name).numel() for name in file.keys())  # noqa: SIM118
+        names = file.keys()
+        parameters = sum(file.get_tensor(name).numel() for name in names)
     assert f"parameters      {parameters:,}" in out
     assert "4 layers, 8 heads of 32 (d_head), width 256, vocabulary 8,192" in out
     assert "10.5 MB bfloat16" in out

@@ -124,8 +124,8 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         Takes the arguments of `backbone` too.
         """
         back = self.backbone(input_ids, return_type=return_type, **arguments)
-        if back.stopped is not None:
-            return back.stopped
+        if back.stopped:
+            return back.last
         return self.deliver(
             BaseModelOutputWithPastAndCrossAttentions(**back.fields(), last_hidden_state=back.last),
             back.last,
@@ -235,7 +235,7 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         if extension is not None and whole:
             extension.commit(len(self.blocks))
         if stop_at_layer is not None:
-            return Backbone(last=resid, stopped=resid)
+            return Backbone(last=resid, stopped=True)
         normed = self.ln_final(resid)
         return Backbone(
             last=normed,

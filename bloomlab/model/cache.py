@@ -130,9 +130,7 @@ class KVCache:
     def gather(self, rows: Any) -> "KVCache":
         """The given rows [row], in the given order; a row may come several times."""
         index = self._integers("gather", rows)
-        if index.ndim != 1 or (
-            len(index) and not (-self.n_rows <= int(index.min()) <= int(index.max()) < self.n_rows)
-        ):
+        if len(index) and not -self.n_rows <= int(index.min()) <= int(index.max()) < self.n_rows:
             raise CacheError(f"gather({rows}): the cache holds rows 0 to {self.n_rows - 1}.")
         return self._mapped(lambda t: t[index % self.n_rows])
 
@@ -162,22 +160,6 @@ class KVCache:
     def to(self, device: torch.device | str) -> "KVCache":
         """The cache on another device; without spare room."""
         return self._mapped(lambda t: t.to(device))
-
-    def extend(
-        self,
-        valid: Bool[Tensor, "batch query"],
-        *,
-        past_visible: Bool[Tensor, "batch key"] | None = None,
-        padded: bool = False,
-    ) -> "Extension":
-        """Start appending one chunk of tokens; the cache changes at `Extension.commit`.
-
-        Args:
-            valid: False where a new token is padding.
-            past_visible: False for cached tokens that this chunk may not see.
-            padded: whether any entry of the two is False.
-        """
-        return Extension(self, valid, past_visible=past_visible, padded=padded)
 
     def _integers(self, what: str, values: Any) -> Int[Tensor, " n"]:
         numbers = torch.as_tensor(values, device=self.positions.device)
@@ -214,6 +196,12 @@ class KVCache:
 
 class Extension:
     """One forward's addition to a cache: sees old and new tokens, keeps them on `commit`.
+
+    Args:
+        cache: what the new tokens follow; unchanged until `commit`.
+        valid: False where a new token is padding.
+        past_visible: False for cached tokens that this forward may not see; None: all.
+        padded: whether any entry of the two is False.
 
     Attributes:
         query_positions: position of each new token; [batch, query].

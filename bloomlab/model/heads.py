@@ -91,8 +91,8 @@ class BloomForCausalLM(Generation):
             labels, arguments = self._own_labels(input_ids, arguments)
             input_ids = arguments.pop("input_ids")
         back = self.backbone(input_ids, return_type=return_type, **arguments)
-        if back.stopped is not None:
-            return back.stopped
+        if back.stopped:
+            return back.last
         logits = self.unembed(kept(back.last, logits_to_keep))
         loss = None
         if labels is not None:
@@ -149,8 +149,8 @@ class BloomForSequenceClassification(BloomModel):
             input_ids, mask = self.to_tokens_and_mask(input_ids)
             arguments = {"attention_mask": mask, **arguments}
         back = self.backbone(input_ids, return_type=return_type, **arguments)
-        if back.stopped is not None:
-            return back.stopped
+        if back.stopped:
+            return back.last
         rows = torch.arange(len(back.last), device=back.last.device)
         logits = self.score(back.last)[rows, self._last_token(input_ids, len(rows))]
         loss = None if labels is None else self._loss(logits, labels)
@@ -219,8 +219,8 @@ class BloomForTokenClassification(BloomModel):
             **arguments: see `BloomModel.backbone`.
         """
         back = self.backbone(input_ids, return_type=return_type, **arguments)
-        if back.stopped is not None:
-            return back.stopped
+        if back.stopped:
+            return back.last
         logits = self.classifier(self.dropout(back.last))
         loss = None
         if labels is not None:
@@ -263,8 +263,8 @@ class BloomForQuestionAnswering(BloomModel):
             **arguments: see `BloomModel.backbone`.
         """
         back = self.backbone(input_ids, return_type=return_type, **arguments)
-        if back.stopped is not None:
-            return back.stopped
+        if back.stopped:
+            return back.last
         both = self.qa_outputs(back.last)
         start, end = (logits.contiguous() for logits in both.unbind(-1))
         loss = None

@@ -148,7 +148,8 @@ def attention_bias(
     extension, seen = None, valid
     if cache is not None:
         everything = torch.ones(batch, new, dtype=torch.bool, device=device)
-        extension = cache.extend(
+        extension = Extension(
+            cache,
             everything if valid is None else valid[:, past:],
             past_visible=None if valid is None else valid[:, :past],
             padded=valid is not None and not bool(valid.all()),

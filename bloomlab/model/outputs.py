@@ -48,7 +48,7 @@ class Backbone(NamedTuple):
     past_key_values: Any = None
     hidden_states: tuple[Tensor, ...] | None = None  # layer + 1 of [batch pos d_model]
     attentions: tuple[Tensor, ...] | None = None  # layer of [batch head query key]
-    stopped: Tensor | None = None  # the stream before `stop_at_layer`
+    stopped: bool = False  # `last` is the stream before `stop_at_layer`
 
     def fields(self, *, past: bool = True) -> dict[str, Any]:
         """The fields that outputs of all classes share."""

@@ -197,6 +197,11 @@ def test_a_copy_works_and_is_independent(duplicate):
     assert not ours.list_hooks()
     assert torch.equal(ours(ids).logits, logits)
     assert not torch.equal(twin(ids).logits, logits)
+    twin.reset_hooks()
+    twin.embed.weight.zero_()
+    twin.blocks[0].attn.slopes.zero_()
+    assert twin(ids).logits.abs().max() == 0  # the tied unembedding went with its own embedding
+    assert torch.equal(ours(ids).logits, logits)
 
 
 def test_memory_is_freed_without_the_garbage_collector():

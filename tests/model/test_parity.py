@@ -115,6 +115,19 @@ def test_gradients_of_every_parameter_equal_transformers(kind, padding):
         assert (value.grad - expected[name]).abs().max() < 200 * 1.2e-7 * top, name
 
 
+@pytest.mark.parametrize("kind", CLASSES[1:])
+def test_bfloat16_gradients_equal_transformers(kind):
+    theirs, ours = pair(kind, dtype=torch.bfloat16)
+    ids = tokens(2, 9)
+    for model in (theirs, ours):
+        model(ids, **labels_for(kind, ids)).loss.backward()
+    expected = {name: value.grad for name, value in theirs.named_parameters()}
+    top = max(gradient.abs().max() for gradient in expected.values())
+    for name, value in ours.hf_named_parameters():
+        error = (value.grad - expected[name]).abs().max()
+        assert error < LIMIT[torch.bfloat16] * torch.finfo(torch.bfloat16).eps * top, name
+
+
 @pytest.mark.parametrize("kind", CLASSES)
 def test_dropout_acts_where_transformers_has_it(kind):
     theirs, ours = pair(kind, hidden_dropout=0.2, attention_dropout=0.3)
