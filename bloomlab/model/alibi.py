@@ -1,7 +1,8 @@
 """ALiBi: attention with linear biases (Press et al., 2022, arXiv:2108.12409), and who sees whom."""
 
 import math
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -52,52 +53,67 @@ def relative_alibi(
 class AttentionBias:
     """What all layers of one forward share: positions, visibility and, per slopes, the bias.
 
-    `visible` is None where every query sees every key. A query that may see nothing (leading
-    padding) spreads evenly over all keys, as in transformers; never NaN, in any dtype.
+    A query that may see nothing (leading padding) spreads evenly over all keys, as in
+    transformers; never NaN, in any dtype.
+
+    Args:
+        query_positions: position of each query; one row if all are alike.
+        key_positions: position of each key; one row if all are alike.
+        keys_seen: False for keys no query sees (padding); None where every key is seen.
+        mode: form of the bias, "hf" or "exact".
+        dtype: number format of queries and keys.
+        first: column of the first query among the keys; None: the queries are the last keys.
     """
 
     def __init__(
         self,
         *,
-        query_positions: Int[Tensor, "batch query"],
-        key_positions: Int[Tensor, "batch key"],
-        visible: Bool[Tensor, "batch 1 query key"] | None,
+        query_positions: Int[Tensor, "#batch query"],
+        key_positions: Int[Tensor, "#batch key"],
+        keys_seen: Bool[Tensor, "batch key"] | None,
         mode: str,
         dtype: torch.dtype,
+        first: int | None = None,
     ) -> None:
         self.query_positions, self.key_positions = query_positions, key_positions
-        self.visible, self.mode = visible, mode
-        device = key_positions.device.type
-        autocast = torch.is_autocast_enabled(device)
-        self.dtype = torch.get_autocast_dtype(device) if autocast else dtype
+        self.keys_seen, self.mode = keys_seen, mode
+        self.n_query, self.n_key = query_positions.shape[-1], key_positions.shape[-1]
+        self.first = self.n_key - self.n_query if first is None else first
+        self.device = key_positions.device
+        autocast = torch.is_autocast_enabled(self.device.type)
+        self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else dtype
         # CPU kernels take a float32 mask beside half precision: float16 then cannot overflow.
-        wide = device == "cpu" and not autocast
+        wide = self.device.type == "cpu" and not autocast
         self.mask_dtype = torch.promote_types(dtype, torch.float32) if wide else self.dtype
-        self._made: dict[object, Tensor] = {}
+        self._made: dict[object, Any] = {}
 
     @property
     def rounded(self) -> bool:
-        """Whether every operation rounds as transformers' does: half precision in "hf" mode."""
-        return self.mode == "hf" and self.dtype in (torch.bfloat16, torch.float16)
+        """Whether every operation rounds as transformers' does: half precision, "hf", on a CPU.
 
-    def alibi(self, slopes: Float[Tensor, " head"]) -> Float[Tensor, "batch head #query key"]:
+        There these operations, in blocks, are the fastest too. A GPU's fused kernels keep scores
+        in float32; ALiBi's bias is rounded as in transformers all the same.
+        """
+        half = self.dtype in (torch.bfloat16, torch.float16)
+        return self.mode == "hf" and half and self.device.type == "cpu"
+
+    @property
+    def visible(self) -> Bool[Tensor, "#batch 1 query key"] | None:
+        """Which query sees which key; None where every query sees every key."""
+        return self.once("visible", self._visible)
+
+    @property
+    def has_blind_queries(self) -> bool:
+        """Whether some query sees no key at all (leading padding)."""
+        return self.once("blind", self._has_blind_queries)
+
+    def alibi(self, slopes: Float[Tensor, " head"]) -> Float[Tensor, "#batch head #query key"]:
         """The bias alone, in logits: rounded to the model's dtype ("hf") or float32 ("exact")."""
-        key = ("alibi", self._content(slopes))
-        if key not in self._made:
-            slopes = slopes.to(self.key_positions.device)
-            self._made[key] = (
-                absolute_alibi(slopes, self.key_positions).to(self.dtype)
-                if self.mode == "hf"
-                else relative_alibi(slopes, self.query_positions, self.key_positions)
-            )
-        return self._made[key]
+        return self.once(("alibi", content(slopes)), lambda: self._alibi(slopes))
 
-    def additive(self, slopes: Float[Tensor, " head"]) -> Float[Tensor, "batch head #query key"]:
+    def additive(self, slopes: Float[Tensor, " head"]) -> Float[Tensor, "#batch head #query key"]:
         """Bias and mask in one tensor, as a fused kernel takes them."""
-        key = ("additive", self._content(slopes))
-        if key not in self._made:
-            self._made[key] = self.masked(self.alibi(slopes))
-        return self._made[key]
+        return self.once(("additive", content(slopes)), lambda: self.masked(self.alibi(slopes)))
 
     def masked(self, alibi: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """`alibi` with the invisible keys at the most negative number, for a fused kernel."""
@@ -106,21 +122,65 @@ class AttentionBias:
             return alibi
         return torch.where(self.visible, alibi, torch.finfo(self.mask_dtype).min)
 
-    def mask(self, dtype: torch.dtype) -> Float[Tensor, "batch 1 query key"]:
+    def mask(self, dtype: torch.dtype) -> Float[Tensor, "#batch 1 query key"]:
         """0 where a query sees a key, the dtype's most negative number elsewhere, to be added."""
-        assert self.visible is not None
-        key = ("mask", dtype)
+        return self.once(("mask", dtype), lambda: self._mask(dtype))
+
+    def blocks(self, size: int) -> Iterator[tuple[slice, "AttentionBias"]]:
+        """The queries in groups of at most `size`, each with the bias onto the keys it may need.
+
+        Keys after a group's last query are left out, unless its queries may be blind and spread
+        over all keys. What a group makes lives as long as the group: memory grows with the keys.
+        """
+        if self.n_query <= size:
+            yield slice(0, self.n_query), self
+            return
+        for start in range(0, self.n_query, size):
+            rows = slice(start, min(start + size, self.n_query))
+            n_key = self.n_key if self.has_blind_queries else self.first + rows.stop
+            yield (
+                rows,
+                AttentionBias(
+                    query_positions=self.query_positions[:, rows],
+                    key_positions=self.key_positions[:, :n_key],
+                    keys_seen=None if self.keys_seen is None else self.keys_seen[:, :n_key],
+                    mode=self.mode,
+                    dtype=self.dtype,
+                    first=self.first + start,
+                ),
+            )
+
+    def once(self, key: object, make: Callable[[], Any]) -> Any:
+        """What `make` made the first time it was asked for under this key."""
         if key not in self._made:
-            hidden = torch.zeros(self.visible.shape, dtype=dtype, device=self.visible.device)
-            self._made[key] = hidden.masked_fill(~self.visible, torch.finfo(dtype).min)
+            self._made[key] = make()
         return self._made[key]
 
-    @cached_property
-    def has_blind_queries(self) -> bool:
-        """Whether some query sees no key at all (leading padding)."""
-        return self.visible is not None and not bool(self.visible.any(-1).all())
+    def _alibi(self, slopes: Tensor) -> Tensor:
+        slopes = slopes.to(self.device)
+        if self.mode == "hf":
+            return absolute_alibi(slopes, self.key_positions).to(self.dtype)
+        return relative_alibi(slopes, self.query_positions, self.key_positions)
 
-    @staticmethod
-    def _content(slopes: Tensor) -> object:
-        # Layers with equal slopes share one tensor, whoever edited the slopes and however.
-        return id(slopes) if slopes.requires_grad else tuple(slopes.tolist())
+    def _visible(self) -> Tensor | None:
+        keys = None if self.keys_seen is None else self.keys_seen[:, None, None, :]
+        if self.first == self.n_key - 1:  # a single query at the end
+            return keys
+        columns = torch.arange(self.n_key, device=self.device)
+        causal = columns <= columns[self.first : self.first + self.n_query, None]
+        return causal[None, None] if keys is None else causal & keys
+
+    def _has_blind_queries(self) -> bool:
+        if self.keys_seen is None:
+            return False
+        return not bool(self.keys_seen[:, : self.first + 1].any(-1).all())
+
+    def _mask(self, dtype: torch.dtype) -> Tensor:
+        assert self.visible is not None
+        hidden = torch.zeros(self.visible.shape, dtype=dtype, device=self.device)
+        return hidden.masked_fill(~self.visible, torch.finfo(dtype).min)
+
+
+def content(slopes: Float[Tensor, " head"]) -> object:
+    """A key under which layers with equal slopes find the same bias, whoever edited the slopes."""
+    return id(slopes) if slopes.requires_grad else tuple(slopes.tolist())

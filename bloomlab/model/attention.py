@@ -1,6 +1,5 @@
 """Multi-head attention of BLOOM: fused unless someone looks at scores or pattern."""
 
-import math
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -13,7 +12,10 @@ from torch.nn import functional as F
 from bloomlab.model.alibi import AttentionBias, alibi_slopes
 from bloomlab.model.cache import Extension
 from bloomlab.model.config import BloomConfig
+from bloomlab.model.fused import fused_attention, rounded_attention
 from bloomlab.model.hooks import HookPoint, hooked, is_hooked
+from bloomlab.model.linear import Linear
+from bloomlab.model.scores import attention_pattern, attention_scores
 
 
 class Attended(NamedTuple):
@@ -36,8 +38,8 @@ class Attention(nn.Module):
         self.dropout = config.attention_dropout
         self.tp = config.pretraining_tp if config.slow_but_exact else 1
         self.slopes = alibi_slopes(config.n_head)
-        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
+        self.o = Linear(config.hidden_size, config.hidden_size)
         self.hook_attn_in = HookPoint()  # batch query head d_model; when hooked
         self.hook_q_input = HookPoint()  # batch query head d_model; when hooked
         self.hook_k_input = HookPoint()  # batch query head d_model; when hooked
@@ -125,8 +127,10 @@ class Attention(nn.Module):
         v = hooked(self.hook_v, v).transpose(1, 2)
         if extension is not None:
             k, v = extension.update(self.layer, k, v)
-        attend = self._eager if output_attentions or self._must_be_eager(bias) else self._fused
-        z, pattern = attend(q, k, v, bias)
+        if output_attentions or self._is_watched():
+            z, pattern = self._eager(q, k, v, bias)
+        else:
+            z, pattern = self._fused(q, k, v, bias), None
         if head_mask is not None:
             z = z * head_mask[:, :, None, None].to(z.dtype)
             pattern = None if pattern is None else pattern * head_mask[:, :, None, None].to(z.dtype)
@@ -138,46 +142,27 @@ class Attention(nn.Module):
             out = sliced_linear(self.o, z.reshape(batch, n_query, -1), self.tp)
         return Attended(out, pattern if output_attentions else None)
 
-    def _must_be_eager(self, bias: AttentionBias) -> bool:
+    def _is_watched(self) -> bool:
+        dropping = self.training and self.dropout > 0
+        return dropping or is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
         # the backward pass of fused kernels is wrong for queries that see nothing
         blind = torch.is_grad_enabled() and bias.has_blind_queries
-        dropping = self.training and self.dropout > 0
-        watched = is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)
-        # transformers rounds score + bias to the model's dtype; no fused kernel does. In half
-        # precision that is no small change: at position 1000 bfloat16 counts in steps of 4.
-        return bias.rounded or blind or dropping or watched
-
-    def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> tuple[Tensor, None]:
         if is_hooked(self.hook_alibi):
+            if bias.rounded or blind:
+                return self._eager(q, k, v, bias)[0]
             mask = bias.masked(self._hooked_alibi(q, k, bias))
-        else:
-            mask = bias.additive(self.slopes)
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask), None
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        attend = rounded_attention if bias.rounded or blind else fused_attention
+        return attend(q, k, v, bias=bias, slopes=self.slopes)
 
     def _eager(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> tuple[Tensor, Tensor]:
-        batch, n_head, n_query, _ = q.shape
-        alibi = (
-            self._hooked_alibi(q, k, bias)
-            if is_hooked(self.hook_alibi)
-            else bias.alibi(self.slopes)
-        )
-        scale = 1 / math.sqrt(self.d_head)
-        if bias.mode == "hf":  # transformers' operations in its order: equal to the last bit
-            rows = alibi.expand(batch, n_head, -1, -1).flatten(0, 1)
-            scores = torch.baddbmm(rows, q.flatten(0, 1), k.flatten(0, 1).mT, beta=1.0, alpha=scale)
-            scores = scores.view(batch, n_head, n_query, -1)
-        else:
-            wide = torch.promote_types(q.dtype, torch.float32)
-            scores = (q.to(wide) @ k.to(wide).mT) * scale + alibi
-        if bias.visible is not None:
-            scores = scores + bias.mask(scores.dtype)
-            if scores.dtype == torch.float16:  # may overflow to -inf, and a row of padding to NaN
-                scores = scores.clamp_min(torch.finfo(scores.dtype).min)
-        scores = hooked(self.hook_attn_scores, scores)
-        # half-precision kernels compute in float32: without gradients, copies for the same bits
-        wide = torch.promote_types(scores.dtype, torch.float32)
-        wide = wide if torch.is_grad_enabled() else scores.dtype
-        pattern = hooked(self.hook_pattern, scores.softmax(-1, dtype=wide).to(v.dtype))
+        watched = is_hooked(self.hook_alibi)
+        alibi = self._hooked_alibi(q, k, bias) if watched else bias.alibi(self.slopes)
+        scores = attention_scores(q, k, bias=bias, alibi=alibi)
+        pattern = attention_pattern(hooked(self.hook_attn_scores, scores), v.dtype)
+        pattern = hooked(self.hook_pattern, pattern)
         if self.training and self.dropout:
             pattern = F.dropout(pattern, self.dropout)
         return pattern @ v, pattern

@@ -13,6 +13,7 @@ from bloomlab.model.attention import Attention, HeadInputs, sliced_linear
 from bloomlab.model.cache import Extension
 from bloomlab.model.config import BloomConfig
 from bloomlab.model.hooks import HookPoint, hooked, is_hooked
+from bloomlab.model.linear import Linear
 from bloomlab.model.norm import LayerNorm
 
 
@@ -22,8 +23,8 @@ class MLP(nn.Module):
     def __init__(self, config: BloomConfig) -> None:
         super().__init__()
         self.tp = config.pretraining_tp if config.slow_but_exact else 1
-        self.fc_in = nn.Linear(config.hidden_size, 4 * config.hidden_size)
-        self.fc_out = nn.Linear(4 * config.hidden_size, config.hidden_size)
+        self.fc_in = Linear(config.hidden_size, 4 * config.hidden_size)
+        self.fc_out = Linear(4 * config.hidden_size, config.hidden_size)
         self.hook_pre = HookPoint()  # batch pos d_mlp
         self.hook_post = HookPoint()  # batch pos d_mlp
 

@@ -3,10 +3,10 @@
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from bloomlab.model.config import BloomConfig
 from bloomlab.model.hooks import HookPoint, hooked
+from bloomlab.model.linear import linear
 
 
 class Embedding(nn.Embedding):
@@ -52,4 +52,4 @@ class Unembed(nn.Module):
 
     def forward(self, stream: Float[Tensor, "*lead d_model"]) -> Float[Tensor, "*lead vocab"]:
         """Logits."""
-        return F.linear(stream, self.W_U.T)
+        return linear(stream, self.W_U.T)

@@ -162,18 +162,10 @@ def attention_bias(
         query_positions = key_positions = columns[None]
     if seen is None:  # all rows are alike
         query_positions, key_positions = query_positions[:1], key_positions[:1]
-    visible = None
-    if new > 1:
-        visible = torch.ones(new, past + new, dtype=torch.bool, device=device).tril(past)[
-            None, None
-        ]
-    if seen is not None:
-        keys = seen[:, None, None, :]
-        visible = keys if visible is None else visible & keys
     bias = AttentionBias(
         query_positions=query_positions,
         key_positions=key_positions,
-        visible=visible,
+        keys_seen=seen,
         mode=mode,
         dtype=stream.dtype,
     )
