@@ -86,6 +86,7 @@ class AttentionBias:
         wide = self.device.type == "cpu" and not autocast
         self.mask_dtype = torch.promote_types(dtype, torch.float32) if wide else self.dtype
         self._made: dict[object, Any] = {}
+        self._block_of: tuple[AttentionBias, int] | None = None
 
     @property
     def rounded(self) -> bool:
@@ -138,17 +139,16 @@ class AttentionBias:
         for start in range(0, self.n_query, size):
             rows = slice(start, min(start + size, self.n_query))
             n_key = self.n_key if self.has_blind_queries else self.first + rows.stop
-            yield (
-                rows,
-                AttentionBias(
-                    query_positions=self.query_positions[:, rows],
-                    key_positions=self.key_positions[:, :n_key],
-                    keys_seen=None if self.keys_seen is None else self.keys_seen[:, :n_key],
-                    mode=self.mode,
-                    dtype=self.dtype,
-                    first=self.first + start,
-                ),
+            part = AttentionBias(
+                query_positions=self.query_positions[:, rows],
+                key_positions=self.key_positions[:, :n_key],
+                keys_seen=None if self.keys_seen is None else self.keys_seen[:, :n_key],
+                mode=self.mode,
+                dtype=self.dtype,
+                first=self.first + start,
             )
+            part._block_of = self, size
+            yield rows, part
 
     def once(self, key: object, make: Callable[[], Any]) -> Any:
         """What `make` made the first time it was asked for under this key."""
@@ -176,9 +176,19 @@ class AttentionBias:
         return not bool(self.keys_seen[:, : self.first + 1].any(-1).all())
 
     def _mask(self, dtype: torch.dtype) -> Tensor:
+        if self._block_of is not None and self.keys_seen is None:
+            whole, size = self._block_of
+            band = whole.once(("band", size, dtype), lambda: whole._band(size, dtype))
+            return band[..., -self.n_query :, -self.n_key :]
         assert self.visible is not None
         hidden = torch.zeros(self.visible.shape, dtype=dtype, device=self.device)
         return hidden.masked_fill(~self.visible, torch.finfo(dtype).min)
+
+    def _band(self, size: int, dtype: torch.dtype) -> Tensor:
+        # Every block ends on the diagonal, so the masks of all are one mask's last columns.
+        hidden = torch.full((size, size), torch.finfo(dtype).min, dtype=dtype, device=self.device)
+        seen = hidden.new_zeros(size, max(self.n_key - size, 0))
+        return torch.cat([seen, hidden.triu(1)], -1)[None, None]
 
 
 def content(slopes: Float[Tensor, " head"]) -> object:

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bloomlab.model.alibi import AttentionBias, alibi_slopes
-from bloomlab.model.cache import Extension
 from bloomlab.model.config import BloomConfig
-from bloomlab.model.fused import fused_attention, rounded_attention
+from bloomlab.model.extension import Extension
+from bloomlab.model.fused import fused_attention, rounded_attention, shared_attention
 from bloomlab.model.hooks import HookPoint, hooked, is_hooked
 from bloomlab.model.linear import Linear
+from bloomlab.model.pieces import joined
 from bloomlab.model.scores import attention_pattern, attention_scores
 
 
@@ -125,12 +126,15 @@ class Attention(nn.Module):
         q = hooked(self.hook_q, q).transpose(1, 2)
         k = hooked(self.hook_k, k).transpose(1, 2)
         v = hooked(self.hook_v, v).transpose(1, 2)
-        if extension is not None:
-            k, v = extension.update(self.layer, k, v)
-        if output_attentions or self._is_watched():
-            z, pattern = self._eager(q, k, v, bias)
+        watched = output_attentions or self._is_watched()
+        pieces = () if extension is None else extension.update(self.layer, k, v)
+        if len(pieces) > 1 and not watched and not is_hooked(self.hook_alibi):
+            z, pattern = shared_attention(q, pieces, bias=bias, slopes=self.slopes), None
         else:
-            z, pattern = self._fused(q, k, v, bias), None
+            k, v = joined(pieces, batch) if pieces else (k, v)
+            z, pattern = (
+                self._eager(q, k, v, bias) if watched else (self._fused(q, k, v, bias), None)
+            )
         if head_mask is not None:
             z = z * head_mask[:, :, None, None].to(z.dtype)
             pattern = None if pattern is None else pattern * head_mask[:, :, None, None].to(z.dtype)

@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from bloomlab.model.alibi import AttentionBias
 from bloomlab.model.attention import Attention, HeadInputs, sliced_linear
-from bloomlab.model.cache import Extension
 from bloomlab.model.config import BloomConfig
+from bloomlab.model.extension import Extension
 from bloomlab.model.hooks import HookPoint, hooked, is_hooked
 from bloomlab.model.linear import Linear
 from bloomlab.model.norm import LayerNorm

@@ -3,14 +3,22 @@
 import math
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
 from bloomlab.model.alibi import AttentionBias, content
-from bloomlab.model.scores import attention_pattern, attention_scores
+from bloomlab.model.pieces import Pieces
+from bloomlab.model.scores import (
+    attention_pattern,
+    attention_scores,
+    biased_scores,
+    masked_scores,
+)
 
 BLOCK = 256  # queries that one call of a fused kernel takes at most
+SCORES_AT_ONCE = 2**24  # scores that attention to shared keys holds at most
 ROUNDED_BLOCK = 128  # the same for the blocked form of transformers' own operations
 
 
@@ -74,7 +82,7 @@ def riding(
         q, scale = q * scale, 1.0
     q = torch.cat([q, x.expand(batch, n_head, n_query, -1)], -1)
     k = torch.cat([k, y.expand(batch, -1, -1, -1)], -1)
-    v = F.pad(v, (0, len(x)))
+    v = torch.cat([v, v[..., : len(x)]], -1)  # kernels want one width; dropped again below
     whole = bias.first == 0 and bias.n_key == n_query and bias.keys_seen is None
     if whole and bias.device.type != "cpu":  # the kernel's own causal form, no mask at all
         z = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
@@ -110,6 +118,63 @@ def rounded_attention(
         scores = attention_scores(q[:, :, rows], keys, bias=part, alibi=alibi)
         parts.append(attention_pattern(scores, v.dtype) @ v[:, :, : part.n_key])
     return parts[0] if len(parts) == 1 else torch.cat(parts, 2)
+
+
+def shared_attention(
+    q: Float[Tensor, "batch head query d_head"],
+    pieces: Pieces,
+    *,
+    bias: AttentionBias,
+    slopes: Float[Tensor, " head"],
+) -> Float[Tensor, "batch head query d_head"]:
+    """What each head reads from keys stored in pieces, some of them once for several rows.
+
+    Rows that share a piece ask it together: their queries are one batch of queries.
+    """
+    n_row, n_head = q.shape[:2]
+    size = max(1, min(BLOCK, SCORES_AT_ONCE // (n_row * n_head * bias.n_key)))
+    parts = []
+    for rows, part in bias.blocks(size):
+        asked, alibi, scores, start = q[:, :, rows], part.alibi(slopes), [], 0
+        for piece in pieces:
+            columns = slice(start, min(start + piece.length, part.n_key))
+            start += piece.length
+            k = piece.k[:, :, : columns.stop - columns.start]
+            if columns.stop > columns.start:
+                scores.append(_shared_scores(asked, k, alibi[..., columns], bias))
+        pattern = attention_pattern(masked_scores(torch.cat(scores, -1), part), q.dtype)
+        shares = pattern.split([len(s[0, 0, 0]) for s in scores], -1)
+        read = [
+            _apart(_together(p, piece.rows) @ piece.v[:, :, : p.shape[-1]], n_row)
+            for p, piece in zip(shares, pieces, strict=False)
+        ]
+        parts.append(torch.stack(read).sum(0))
+    return torch.cat(parts, 2)
+
+
+def _shared_scores(q: Tensor, k: Tensor, alibi: Tensor, bias: AttentionBias) -> Tensor:
+    n_row, stored = len(q), len(k)
+    if stored < n_row:  # rows that share a piece stand at the same positions in it
+        share = n_row // stored
+        alibi = alibi[::share] if len(alibi) > 1 else alibi
+        if alibi.shape[2] > 1:
+            alibi = alibi.repeat(1, 1, share, 1)
+    return _apart(biased_scores(_together(q, stored), k, bias=bias, alibi=alibi), n_row)
+
+
+def _together(rows: Tensor, stored: int) -> Tensor:
+    """The queries of all rows that share a stored row, one after the other."""
+    share = len(rows) // stored
+    if share == 1:
+        return rows
+    return rearrange(rows, "(s r) h q x -> s h (r q) x", r=share)
+
+
+def _apart(together: Tensor, n_row: int) -> Tensor:
+    share = n_row // len(together)
+    if share == 1:
+        return together
+    return rearrange(together, "s h (r q) x -> (s r) h q x", r=share)
 
 
 def _extra(bias: AttentionBias, slopes: Tensor, d_head: int) -> tuple[Tensor, Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from bloomlab.errors import CacheError, InputError, ShapeError
 from bloomlab.model.alibi import AttentionBias, token_positions
-from bloomlab.model.cache import Extension, KVCache
+from bloomlab.model.cache import KVCache
 from bloomlab.model.config import BloomConfig
+from bloomlab.model.extension import Extension
 
 log = logging.getLogger("bloomlab")
 
@@ -143,25 +144,23 @@ def attention_bias(
             f"the cache holds {past} tokens."
         )
     valid = visibility(attention_mask, batch=batch, past=past, new=new, device=device)
-    if valid is None and attention_mask is not None and cache is not None and past:
-        valid = torch.ones(batch, past + new, dtype=torch.bool, device=device)
-    extension, seen = None, valid
+    if valid is None and attention_mask is not None and cache is not None and cache.has_padding:
+        valid = torch.ones(batch, past + new, dtype=torch.bool, device=device)  # refused below
+    extension = None
     if cache is not None:
-        everything = torch.ones(batch, new, dtype=torch.bool, device=device)
         extension = Extension(
             cache,
-            everything if valid is None else valid[:, past:],
+            batch=batch,
+            new=new,
+            device=device,
+            valid=None if valid is None else valid[:, past:],
             past_visible=None if valid is None else valid[:, :past],
-            padded=valid is not None and not bool(valid.all()),
         )
         query_positions, key_positions = extension.query_positions, extension.key_positions
-        seen = extension.visible if extension.padded else None
-    elif valid is not None:
-        query_positions = key_positions = token_positions(valid)
+        seen = extension.keys_seen
     else:
-        query_positions = key_positions = columns[None]
-    if seen is None:  # all rows are alike
-        query_positions, key_positions = query_positions[:1], key_positions[:1]
+        positions = columns[None] if valid is None else token_positions(valid)
+        query_positions, key_positions, seen = positions, positions, valid
     bias = AttentionBias(
         query_positions=query_positions,
         key_positions=key_positions,

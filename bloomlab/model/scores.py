@@ -21,15 +21,31 @@ def attention_scores(
     In "hf" mode transformers' operations in its order, equal to the last bit. In "exact" mode, and
     in half precision where fused kernels keep scores in float32, so does this.
     """
+    return masked_scores(biased_scores(q, k, bias=bias, alibi=alibi), bias)
+
+
+def biased_scores(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch head key d_head"],
+    *,
+    bias: AttentionBias,
+    alibi: Float[Tensor, "#batch #head #query key"],
+) -> Float[Tensor, "batch head query key"]:
+    """The scores before masking, onto any of the keys."""
     batch, n_head, n_query, d_head = q.shape
     scale = 1 / math.sqrt(d_head)
     wide = torch.promote_types(q.dtype, torch.float32)
     if bias.mode == "hf" and (bias.rounded or q.dtype == wide):
         rows = alibi.expand(batch, n_head, -1, -1).flatten(0, 1)
         scores = torch.baddbmm(rows, q.flatten(0, 1), k.flatten(0, 1).mT, beta=1.0, alpha=scale)
-        scores = scores.view(batch, n_head, n_query, -1)
-    else:
-        scores = (q.to(wide) @ k.to(wide).mT) * scale + alibi
+        return scores.view(batch, n_head, n_query, -1)
+    return (q.to(wide) @ k.to(wide).mT) * scale + alibi
+
+
+def masked_scores(
+    scores: Float[Tensor, "batch head query key"], bias: AttentionBias
+) -> Float[Tensor, "batch head query key"]:
+    """`scores` with what a query may not see at the most negative number; may write in place."""
     if bias.visible is None:
         return scores
     if bias.keys_seen is None and not torch.is_grad_enabled():
