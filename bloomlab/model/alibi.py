@@ -116,6 +116,14 @@ class AttentionBias:
         """Bias and mask in one tensor, as a fused kernel takes them."""
         return self.once(("additive", content(slopes)), lambda: self.masked(self.alibi(slopes)))
 
+    def baked(self, slopes: Float[Tensor, " head"]) -> Float[Tensor, "#batch head #query key"]:
+        """Bias and mask in one tensor, in the format in which scores are summed."""
+        if not self.rounded:
+            return self.additive(slopes)
+        if self.visible is None:
+            return self.alibi(slopes)
+        return torch.where(self.visible, self.alibi(slopes), torch.finfo(self.dtype).min)
+
     def masked(self, alibi: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """`alibi` with the invisible keys at the most negative number, for a fused kernel."""
         alibi = alibi.to(self.mask_dtype)

@@ -13,11 +13,13 @@ from torch import Tensor
 from bloomlab.errors import CacheError
 from bloomlab.model.pieces import (
     Pieces,
+    Room,
     chosen_columns,
     cropped,
     gathered,
     joined,
     mapped,
+    reserved,
     stored_bytes,
 )
 
@@ -186,6 +188,19 @@ class KVCache:
         """The cache on another device; without spare room."""
         layers = [mapped(pieces, lambda t: t.to(device)) for pieces in self._layers]
         return self._with(layers, marks=self._marks and self._marks.of(lambda t: t.to(device)))
+
+    def reserve(self, columns: int) -> list[Room]:
+        """Make room for so many more tokens, so that no step copies; the room of every layer."""
+        rooms = [reserved(pieces, self._rows, columns) for pieces in self._layers]
+        self._layers = [(room.grown_to(len(self)),) for room in rooms]
+        return rooms
+
+    def fills(self, rooms: list[Room]) -> bool:
+        """Whether these rooms hold this cache, and nobody went on in them otherwise."""
+        return len(rooms) == len(self._layers) and all(
+            len(pieces) == 1 and pieces[0].room is room and room.used == len(self)
+            for pieces, room in zip(self._layers, rooms, strict=True)
+        )
 
     def _grow(self, layers: list[Pieces], *, rows: int, new: int, marks: Marks | None) -> None:
         self._layers, self._rows, self._marks = layers, rows, marks

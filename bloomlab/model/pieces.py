@@ -25,6 +25,11 @@ class Room:
     def __init__(self, k: Tensor, v: Tensor, used: int) -> None:
         self.k, self.v, self.used = k, v, used
 
+    def grown_to(self, end: int) -> "Piece":
+        """All columns up to `end`, which somebody wrote."""
+        self.used = end
+        return Piece(self, end)
+
 
 class Piece(NamedTuple):
     """The first `length` columns of a room."""
@@ -134,6 +139,23 @@ def chosen_columns(pieces: Pieces, columns: Int[Tensor, " kept"]) -> Pieces:
 def mapped(pieces: Pieces, change: Callable[[Tensor], Tensor]) -> Pieces:
     """The pieces with their keys and values changed alike, without spare room."""
     return tuple(whole(change(one.k), change(one.v)) for one in pieces)
+
+
+def reserved(pieces: Pieces, n_row: int, columns: int) -> Room:
+    """A room of one piece that nobody else goes on in, with space for so many more columns."""
+    length = sum(one.length for one in pieces)
+    last = pieces[-1]
+    free = last.rows == n_row and last.room.used == length == last.length
+    if free and last.room.k.shape[2] >= length + columns:
+        return last.room
+    k = last.k.new_empty(n_row, last.k.shape[1], length + columns, last.k.shape[3])
+    room = Room(k, torch.empty_like(k), length)
+    start = 0
+    for one in pieces:
+        end = start + one.length
+        room.k[:, :, start:end], room.v[:, :, start:end] = joined((one,), n_row)
+        start = end
+    return room
 
 
 def stored_bytes(layers: Iterable[Pieces]) -> int:

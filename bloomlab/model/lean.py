@@ -1,0 +1,189 @@
+"""Decoding with no instruments attached: one token a row, straight through the weights.
+
+Modules and hook points cost more than the arithmetic of a small model, and a large one is as fast
+as its weights are read; so this does nothing else. The numbers are those of a forward.
+"""
+
+import math
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
+
+from bloomlab.model.alibi import AttentionBias, content
+from bloomlab.model.attention import Attention
+from bloomlab.model.block import MLP, Block, stepwise_gelu
+from bloomlab.model.cache import KVCache, Marks
+from bloomlab.model.embed import Embedding, Unembed
+from bloomlab.model.hooks import HookPoint, is_hooked
+from bloomlab.model.linear import Linear, Product, product, worth_packing
+from bloomlab.model.norm import LayerNorm
+
+# What a model may consist of; anything else (an adapter, an offloaded layer) needs its own forward.
+PLAIN = {HookPoint, nn.ModuleList, Embedding, Unembed, LayerNorm, Block, Attention, MLP, Linear}
+
+
+def suits(model: Any) -> bool:
+    """Whether nothing is to be seen, changed or differentiated on the way."""
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(model.device.type):
+        return False
+    dropout = model.config.hidden_dropout or model.config.attention_dropout
+    if (model.training and dropout) or model.config.slow_but_exact:
+        return False
+    if torch_module._has_any_global_hook() or "unembed" not in model._modules:
+        return False
+    return all(part is model or (type(part) in PLAIN and _bare(part)) for part in model.modules())
+
+
+def _bare(part: nn.Module) -> bool:
+    if isinstance(part, HookPoint):
+        return not is_hooked(part)
+    return not (part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__)
+
+
+class Layer(NamedTuple):
+    """What one layer's step needs."""
+
+    norms: tuple[Tensor, Tensor, Tensor, Tensor]  # gain and bias of ln1, then of ln2
+    qkv: Product
+    o: Product
+    fc_in: Product
+    fc_out: Product
+    k: Float[Tensor, "batch head room d_head"]
+    v: Float[Tensor, "batch head room d_head"]
+    table: int  # which of the tables of biases
+    head_mask: Float[Tensor, "#batch head 1"] | None
+
+
+class LeanDecoder:
+    """Takes a cached text on, one token a row and step; the cache grows with every step.
+
+    Args:
+        model: a BLOOM with an unembedding that `suits`.
+        cache: what to go on from; it gets room for all steps.
+        steps: how many tokens will come at most.
+        head_mask: as `layer_head_mask` gives it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        cache: KVCache,
+        *,
+        steps: int,
+        head_mask: Float[Tensor, "#batch layer head"] | None = None,
+    ) -> None:
+        self.cache, self.rooms, self.rows = cache, cache.reserve(steps), cache.n_rows
+        self.capacity = len(cache) + steps
+        self.marks: Marks | None = None
+        if cache.has_padding:
+            ahead = torch.ones(self.rows, steps, dtype=torch.bool, device=cache.device)
+            self.marks = cache.marks.followed_by(ahead)
+        config = model.config
+        self.n_head, self.width, self.eps = (
+            config.n_head,
+            (config.hidden_size,),
+            config.layer_norm_epsilon,
+        )
+        self.scale = 1 / math.sqrt(config.hidden_size // config.n_head)
+        self.post_norm_skip = config.apply_residual_connection_post_layernorm
+        self.embed, self.embed_ln, self.ln_final = model.embed, model.embed_ln, model.ln_final
+        pack = worth_packing(model, steps=steps)
+        made = partial(product, rows=self.rows, pack=pack)
+        self.unembed = made(model.unembed.W_U.T, None)
+        self.tables, which = self._tables([block.attn.slopes for block in model.blocks], model)
+        self.layers = [
+            Layer(
+                norms=(block.ln1.weight, block.ln1.bias, block.ln2.weight, block.ln2.bias),
+                qkv=made(block.attn.qkv.weight, block.attn.qkv.bias),
+                o=made(block.attn.o.weight, block.attn.o.bias),
+                fc_in=made(block.mlp.fc_in.weight, block.mlp.fc_in.bias),
+                fc_out=made(block.mlp.fc_out.weight, block.mlp.fc_out.bias),
+                k=room.k,
+                v=room.v,
+                table=table,
+                head_mask=None if head_mask is None else head_mask[:, i, :, None].to(room.k.dtype),
+            )
+            for i, (block, room, table) in enumerate(
+                zip(model.blocks, self.rooms, which, strict=True)
+            )
+        ]
+
+    def follows(self, cache: KVCache) -> bool:
+        """Whether this decoder can take on the cache as it is now."""
+        return cache is self.cache and len(cache) < self.capacity and cache.fills(self.rooms)
+
+    def advance(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
+        """Logits after one more token a row, which the cache then holds."""
+        column = len(self.cache)
+        logits = self.step(ids, column, [table[..., : column + 1] for table in self.tables])
+        self.keep()
+        return logits
+
+    def keep(self) -> None:
+        """Make the column that was just written part of the cache."""
+        end = len(self.cache) + 1
+        pieces = [(room.grown_to(end),) for room in self.rooms]
+        self.cache._grow(pieces, rows=self.rows, new=1, marks=self.marks and self.marks.first(end))
+
+    def step(
+        self,
+        ids: Int[Tensor, " batch"],
+        column: int | Int[Tensor, " one"],
+        biases: list[Tensor],
+    ) -> Float[Tensor, "batch vocab"]:
+        """Logits after one more token a row, its keys and values written to `column`.
+
+        As many columns are attended to as the biases have.
+        """
+        n_head, post = self.n_head, self.post_norm_skip
+        norm = partial(F.layer_norm, normalized_shape=self.width, eps=self.eps)
+        resid = F.embedding(ids, self.embed.weight)
+        resid = norm(resid, weight=self.embed_ln.weight, bias=self.embed_ln.bias)
+        end = biases[0].shape[-1]
+        for layer in self.layers:
+            gain1, bias1, gain2, bias2 = layer.norms
+            normed = norm(resid, weight=gain1, bias=bias1)
+            q, k, v = layer.qkv(normed).view(len(ids), n_head, 3, -1).unbind(2)
+            if isinstance(column, int):
+                layer.k[:, :, column], layer.v[:, :, column] = k, v
+            else:
+                layer.k.index_copy_(2, column, k[:, :, None])
+                layer.v.index_copy_(2, column, v[:, :, None])
+            z = self._read(q, layer.k[:, :, :end], layer.v[:, :, :end], biases[layer.table])
+            if layer.head_mask is not None:
+                z = z * layer.head_mask
+            resid = (normed if post else resid) + layer.o(z.reshape(len(ids), -1))
+            normed = norm(resid, weight=gain2, bias=bias2)
+            pre = layer.fc_in(normed)
+            post_gelu = stepwise_gelu(pre) if self.rounded else F.gelu(pre, approximate="tanh")
+            resid = (normed if post else resid) + layer.fc_out(post_gelu)
+        return self.unembed(norm(resid, weight=self.ln_final.weight, bias=self.ln_final.bias))
+
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        if not self.rounded:
+            return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=bias)[:, :, 0]
+        rows = bias.expand(len(q), self.n_head, 1, -1).flatten(0, 1)
+        scores = torch.baddbmm(rows, q.flatten(0, 1)[:, None], k.flatten(0, 1).mT, alpha=self.scale)
+        return (scores.softmax(-1) @ v.flatten(0, 1)).view(q.shape)
+
+    def _tables(self, slopes: list[Tensor], model: Any) -> tuple[list[Tensor], list[int]]:
+        """ALiBi's bias and mask for every column to come, and which of them each layer takes."""
+        marks = self.marks or Marks.of_rows(1, self.capacity, self.cache.device)
+        bias = AttentionBias(
+            query_positions=marks.positions[:, -1:],
+            key_positions=marks.positions,
+            keys_seen=self.marks and marks.valid,
+            mode=model.config.alibi,
+            dtype=model.dtype,
+        )
+        self.rounded = bias.rounded
+        made: dict[object, Tensor] = {}
+        for one in slopes:
+            made[content(one)] = bias.baked(one)
+        order = list(made)
+        return [made[key] for key in order], [order.index(content(one)) for one in slopes]
