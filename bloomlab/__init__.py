@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from bloomlab.session import Session
     from bloomlab.tokens import BloomTokenizer, BloomTokenizerFast
+    from bloomlab.trace import Trace
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ _HOMES = {
     "BloomlabError": "errors",
     "KVCache": "model.cache",
     "Session": "session",
+    "Trace": "trace",
     "load": "model.checkpoint",
 }
 _PACKAGES = ("errors", "plots", "widgets")
@@ -52,6 +54,7 @@ __all__ = [
     "BloomlabError",
     "KVCache",
     "Session",
+    "Trace",
     "errors",
     "load",
     "plots",

@@ -50,6 +50,15 @@ def relative_alibi(
     return -slopes[:, None, None] * distance
 
 
+def rounds(mode: str, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether every operation of attention rounds as transformers' does, for the same bits.
+
+    In half precision on a CPU, in "hf" mode: there these operations, in blocks, are the fastest
+    too. A GPU's fused kernels keep scores in float32; the bias is rounded all the same.
+    """
+    return mode == "hf" and dtype in (torch.bfloat16, torch.float16) and device.type == "cpu"
+
+
 class AttentionBias:
     """What all layers of one forward share: positions, visibility and, per slopes, the bias.
 
@@ -63,6 +72,8 @@ class AttentionBias:
         mode: form of the bias, "hf" or "exact".
         dtype: number format of queries and keys.
         first: column of the first query among the keys; None: the queries are the last keys.
+        columns: column of each query, where they do not follow each other from `first` on.
+        rounded: whether every operation rounds as transformers' does; None: as `rounds` says.
     """
 
     def __init__(
@@ -74,29 +85,23 @@ class AttentionBias:
         mode: str,
         dtype: torch.dtype,
         first: int | None = None,
+        columns: Int[Tensor, " query"] | None = None,
+        rounded: bool | None = None,
     ) -> None:
         self.query_positions, self.key_positions = query_positions, key_positions
         self.keys_seen, self.mode = keys_seen, mode
         self.n_query, self.n_key = query_positions.shape[-1], key_positions.shape[-1]
         self.first = self.n_key - self.n_query if first is None else first
+        self.columns = columns
         self.device = key_positions.device
         autocast = torch.is_autocast_enabled(self.device.type)
         self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else dtype
         # CPU kernels take a float32 mask beside half precision: float16 then cannot overflow.
         wide = self.device.type == "cpu" and not autocast
         self.mask_dtype = torch.promote_types(dtype, torch.float32) if wide else self.dtype
+        self.rounded = rounds(mode, self.dtype, self.device) if rounded is None else rounded
         self._made: dict[object, Any] = {}
         self._block_of: tuple[AttentionBias, int] | None = None
-
-    @property
-    def rounded(self) -> bool:
-        """Whether every operation rounds as transformers' does: half precision, "hf", on a CPU.
-
-        There these operations, in blocks, are the fastest too. A GPU's fused kernels keep scores
-        in float32; ALiBi's bias is rounded as in transformers all the same.
-        """
-        half = self.dtype in (torch.bfloat16, torch.float16)
-        return self.mode == "hf" and half and self.device.type == "cpu"
 
     @property
     def visible(self) -> Bool[Tensor, "#batch 1 query key"] | None:
@@ -154,6 +159,7 @@ class AttentionBias:
                 mode=self.mode,
                 dtype=self.dtype,
                 first=self.first + start,
+                rounded=self.rounded,
             )
             part._block_of = self, size
             yield rows, part
@@ -174,8 +180,10 @@ class AttentionBias:
         keys = None if self.keys_seen is None else self.keys_seen[:, None, None, :]
         if self.first == self.n_key - 1:  # a single query at the end
             return keys
-        columns = torch.arange(self.n_key, device=self.device)
-        causal = columns <= columns[self.first : self.first + self.n_query, None]
+        keys_at = torch.arange(self.n_key, device=self.device)
+        own = self.columns
+        own = keys_at[self.first : self.first + self.n_query] if own is None else own
+        causal = keys_at <= own[:, None]
         return causal[None, None] if keys is None else causal & keys
 
     def _has_blind_queries(self) -> bool:

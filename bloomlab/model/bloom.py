@@ -1,6 +1,7 @@
 """BloomModel: embeddings, blocks and final norm; every class with a head on top is one too."""
 
 import copy
+import importlib
 import inspect
 import warnings
 from collections.abc import Sequence
@@ -255,6 +256,14 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
             if (self.config.return_dict if return_dict is None else return_dict)
             else output.to_tuple()
         )
+
+    def trace(self, *inputs: Any, **options: Any) -> Any:
+        """What one forward leaves behind, as a Trace; takes what `bloomlab.trace.record` takes.
+
+        Keeps queries, keys, values and the residual stream; any head's pattern is rebuilt from
+        them on demand: `model.trace("text").pattern(layer, head)`.
+        """
+        return importlib.import_module("bloomlab.trace").record(self, *inputs, **options)
 
     def _embedded(
         self, ids: Any, embeds: Tensor | None, *, resumed: bool
