@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bloomlab import errors, plots, widgets
+    from bloomlab import errors, interventions, plots, widgets
     from bloomlab.errors import BloomlabError
     from bloomlab.model.bloom import BloomModel
     from bloomlab.model.cache import KVCache
@@ -40,7 +40,7 @@ _HOMES = {
     "Trace": "trace",
     "load": "model.checkpoint",
 }
-_PACKAGES = ("errors", "plots", "widgets")
+_PACKAGES = ("errors", "interventions", "plots", "widgets")
 
 __all__ = [
     "BloomConfig",
@@ -56,6 +56,7 @@ __all__ = [
     "Session",
     "Trace",
     "errors",
+    "interventions",
     "load",
     "plots",
     "widgets",

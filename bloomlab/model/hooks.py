@@ -149,7 +149,8 @@ class HookedRootModule(TLHookedRootModule):
 
         Args:
             fwd_hooks: pairs of a hook name (or a function that picks names) and a function
-                `fn(value, hook)`, which may return a new value or edit in place.
+                `fn(value, hook)`, which may return a new value or edit in place; or
+                interventions, for a forward from column 0 at step 0.
             bwd_hooks: the same, on gradients; they stay with what was computed inside, so the
                 backward pass may run later.
             reset_hooks_end: False leaves them attached, until `reset_hooks`.
@@ -158,6 +159,11 @@ class HookedRootModule(TLHookedRootModule):
         Raises:
             UnknownNameError: a name that no hook point has; nothing is attached then.
         """
+        fwd_hooks = [
+            pair
+            for one in fwd_hooks
+            for pair in (one.hooks(start=0, step=0) if hasattr(one, "hooks") else [one])
+        ]
         for pair in (*fwd_hooks, *bwd_hooks):
             if not isinstance(pair, tuple | list) or len(pair) != 2 or not callable(pair[1]):
                 raise InputError(f"hooks come as a list of (name, function) pairs, got {pair!r}.")
