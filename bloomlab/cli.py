@@ -1,8 +1,9 @@
-"""The command line: `bloomlab lab | info`. Slow imports wait until a command needs them."""
+"""The command line: `bloomlab lab | info | generate | bench`. Slow imports wait for a command."""
 
 import hashlib
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ import bloomlab
 from bloomlab.errors import BloomlabError, InputError
 
 TOUR = "00_tour.ipynb"
+STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # what would steer a terminal
 COPIED = ".bloomlab.json"  # in the user's folder: what was copied, to tell an edited notebook
 
 app = typer.Typer(
@@ -178,3 +180,72 @@ def info(
     if not no_card:
         typer.echo((model_card(folder) or f"{model} has no model card.").rstrip() + "\n")
     typer.echo("\n".join(lines))
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(help="'demo', a folder or a hub id.")],
+    prompt: Annotated[str, typer.Argument(help="The text to go on from.")],
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add at most.")] = 40,
+    sample: Annotated[
+        bool, typer.Option("--sample", help="Draw tokens; else the likeliest.")
+    ] = False,
+    temperature: Annotated[float, typer.Option(help="Below 1 sharpens the odds.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: all.")] = 50,
+    top_p: Annotated[float, typer.Option(help="Draw from tokens of this joint probability.")] = 1.0,
+    seed: Annotated[int | None, typer.Option(help="Makes the draws repeatable.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="End at this text; may be given again.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(help="'cpu', 'cuda' ...; none: a GPU if any.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="'float32', 'bfloat16' ...")] = None,
+) -> None:
+    """Print the prompt and how the model goes on, token by token."""
+    from bloomlab.model.checkpoint import load
+
+    steps = load(model, device=device, dtype=dtype).stream(
+        prompt,
+        max_new_tokens=max_new_tokens,
+        do_sample=sample,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        stop_strings=stop or None,
+    )
+    shown = 0
+    for step in steps:
+        text = prompt + step.text[0]
+        typer.echo(STEERING.sub("", text[shown:]), nl=False)
+        shown = len(text)
+    typer.echo()
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str, typer.Option(help="'demo', a folder, a hub id, or a shape such as '560m'.")
+    ] = "demo",
+    only: Annotated[
+        str, typer.Option(help="Some of forward, prefill, decode ..., parted by commas.")
+    ] = "",
+    quick: Annotated[bool, typer.Option("--quick", help="Short texts, few turns.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+    device: Annotated[
+        str | None, typer.Option(help="'cpu', 'cuda' ...; none: a GPU if any.")
+    ] = None,
+    dtype: Annotated[str | None, typer.Option(help="'float32', 'bfloat16' ...")] = None,
+) -> None:
+    """Measure speed and memory against transformers, on the same weights, in turn."""
+    from bloomlab.bench.cases import chosen, rows
+    from bloomlab.bench.models import machine_line, make_pair
+    from bloomlab.bench.plan import QUICK, Plan
+    from bloomlab.bench.table import LEGEND, heading, line
+
+    names = chosen([name.strip() for name in only.split(",") if name.strip()])
+    pair = make_pair(model, device=device, dtype=dtype)
+    typer.echo(f"{machine_line(pair)}\n{LEGEND}\n\n{heading(markdown=markdown)}")
+    for row in rows(pair, QUICK if quick else Plan(), names):
+        typer.echo(line(row, markdown=markdown))

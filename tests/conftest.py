@@ -1,9 +1,12 @@
 """Shared fixtures."""
 
+import sys
+
 import pytest
 import torch
 
 import bloomlab as bl
+from bloomlab import cli
 from tests.tiny import make_hf
 
 torch.set_num_threads(1)
@@ -41,3 +44,18 @@ def pickled(theirs, tmp_path):
     theirs.config.save_pretrained(tmp_path / "pickled")
     torch.save(theirs.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
     return tmp_path / "pickled"
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs the console script in this process; gives its exit code, output and messages."""
+
+    def run_main(*arguments):
+        monkeypatch.setattr(sys, "argv", ["bloomlab", *map(str, arguments)])
+        capsys.readouterr()  # what came before
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capsys.readouterr()
+        return ended.value.code, out, err
+
+    return run_main

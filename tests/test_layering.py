@@ -33,8 +33,9 @@ LAYERS = {  # a module or folder of the package -> what else of the package it m
     "experiments": GROUND | STUDY,
     "demo": GROUND | STUDY | {"experiments"},
     "describe": GROUND | MODEL | {"machine"},
+    "bench": GROUND | MODEL | {"machine", PUBLIC},
     "__main__": {"cli"},
-    "cli": GROUND | STUDY | {"experiments", "parallel", "machine", "describe", PUBLIC},
+    "cli": GROUND | STUDY | {"experiments", "parallel", "machine", "describe", "bench", PUBLIC},
 }
 NEVER = {  # what a layer may not reach, in no number of steps
     "plots": ("torch", "transformers", "bloomlab.model"),

@@ -1,0 +1,1 @@
+"""Benchmarks against transformers on the same weights, interleaved in one process."""
