@@ -68,6 +68,10 @@ class CacheError(BloomlabError, ValueError):
     """A key-value cache used with inputs or a model it does not fit."""
 
 
+class NumericalError(BloomlabError, ArithmeticError):
+    """Activations or logits that are NaN or infinite."""
+
+
 class CheckpointError(BloomlabError, OSError):
     """A checkpoint that cannot be found, trusted or read; nothing was loaded."""
 

@@ -106,6 +106,11 @@ class KVCache:
         return self._marks or Marks.of_rows(self._rows, self._length, self.device)
 
     @property
+    def n_copies(self) -> int:
+        """How many rows share what is stored once, at most."""
+        return max((self._rows // one.rows for one in self._layers[0]), default=1) if self else 1
+
+    @property
     def has_padding(self) -> bool:
         """Whether rows differ, or some token is padding, or positions have gaps."""
         return self._marks is not None

@@ -1,280 +1,257 @@
-"""Generation with a key-value cache: one loop that yields steps, and `generate` around it."""
+"""Generation with a key-value cache: `generate` for the tokens, `stream` to watch them come."""
 
-import inspect
-import logging
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import (
-    LogitsProcessorList,
-    MinLengthLogitsProcessor,
-    NoRepeatNGramLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
-    StoppingCriteriaList,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
-from bloomlab.errors import InputError, UnknownArgumentError
-from bloomlab.model.bloom import BloomModel, Inputs
-from bloomlab.model.cache import KVCache
+from bloomlab.errors import InputError
+from bloomlab.model.beams import BeamSearch
+from bloomlab.model.bloom import Inputs
+from bloomlab.model.decode import Decoder
+from bloomlab.model.growing import broken, grow
+from bloomlab.model.instrument import Instrumented, check_interventions
+from bloomlab.model.options import GenerationOptions, takes_options
+from bloomlab.model.plan import Plan, make_plan
+from bloomlab.model.prompt import Prompt, read_forced, read_prompt
+from bloomlab.model.scoring import Scoring
+from bloomlab.model.spelling import Spelling
 
-log = logging.getLogger("bloomlab")
+LOOK_EVERY = 16  # steps between two looks at what the device found
+N_TOP = 10
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One generated token for every row."""
+    """One generated token for every row, and how it came about.
 
+    Attributes:
+        index: 0 for the token that follows the prompt.
+        token: the new token of each row.
+        logits: the model's for it, before processors.
+        text: what each row spells so far, without the prompt. It never ends within a character:
+            the rest comes with the next tokens, or as the tokenizer decodes it when the row ends.
+            Empty texts if the model has no tokenizer.
+        seconds: time the step took.
+        finished: which rows have ended.
+        trace: what the whole run left behind so far; with `trace=True`.
+    """
+
+    index: int
     token: Int[Tensor, " batch"]
     logits: Float[Tensor, "batch vocab"]
+    text: list[str]
+    seconds: float
     finished: Bool[Tensor, " batch"]
+    trace: Any = None
+
+    @property
+    def top(self) -> tuple[Int[Tensor, "batch top"], Float[Tensor, "batch top"]]:
+        """Ids and probabilities of the ten likeliest tokens, before processors."""
+        wide = self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
+        best = wide.softmax(-1).topk(min(N_TOP, wide.shape[-1]))
+        return best.indices, best.values
 
 
-class Generation(BloomModel):
-    """Greedy and sampled generation for a BLOOM with a language-model head."""
+class Generation(Scoring):
+    """Greedy, sampled, beam and forced generation for a BLOOM with a language-model head."""
 
+    @takes_options
     @torch.no_grad()
     def generate(
         self,
         input_ids: Inputs | None = None,
         *,
         attention_mask: Any = None,
-        max_new_tokens: int | None = None,
-        max_length: int | None = None,
-        min_new_tokens: int = 0,
-        do_sample: bool = False,
-        temperature: float | None = 1.0,
-        top_k: int | None = 50,
-        top_p: float | None = 1.0,
-        repetition_penalty: float | None = 1.0,
-        no_repeat_ngram_size: int = 0,
-        num_return_sequences: int = 1,
-        eos_token_id: int | Sequence[int] | None = None,
-        pad_token_id: int | None = None,
         head_mask: Any = None,
         past_key_values: Any = None,
-        use_cache: bool = True,
-        logits_processor: Sequence[Any] = (),
-        stopping_criteria: Sequence[Any] = (),
-        generator: torch.Generator | None = None,
-        **unknown: Any,
+        streamer: Any = None,
+        generation_config: Any = None,
+        **options: Any,
     ) -> Int[Tensor, "row pos"]:
         """The prompt followed by what the model says, [batch * num_return_sequences, pos].
 
-        Rows that end early are filled with the padding token. Hooks that are attached stay in
-        force; with the cache they see the new tokens of each step only.
+        The tokens are those of transformers for the same arguments (but rows that end by a
+        criterion are padded from there even without end tokens, and a padding token 0 pads beams).
+        Hooks that are attached stay in force; with the cache they see the new tokens of each step
+        only, and the prompt once, whatever num_beams and num_return_sequences.
 
         Args:
             input_ids: prompt ids [batch pos], padded on the left, or text.
             attention_mask: [batch pos], 0 for padding; without it, tokens equal to the padding
                 token count as padding, as in transformers.
-            max_new_tokens: how many tokens to add at most; 20 if `max_length` is not given either.
-            max_length: the same, prompt included.
-            min_new_tokens: no end-of-text before so many tokens.
-            do_sample: draw tokens; otherwise take the likeliest.
-            temperature: above 1 evens the odds, below 1 sharpens them; when sampling.
-            top_k: draw from the k likeliest tokens (0: all); when sampling.
-            top_p: draw from the likeliest tokens that make up this probability; when sampling.
-            repetition_penalty: divides the logits of tokens already there (Keskar et al., 2019).
-            no_repeat_ngram_size: forbid n-grams that occurred already; 0 allows all.
-            num_return_sequences: samples per prompt.
-            eos_token_id: token or tokens that end a row; None takes the config's, [] none.
-            pad_token_id: fills ended rows; None takes the config's, or the end token.
             head_mask: as in a forward; in force at every step.
-            past_key_values: a KVCache of the prompt's beginning; it grows.
-            use_cache: False recomputes the whole text at every step.
-            logits_processor: more of transformers' processors, after the built-in ones.
-            stopping_criteria: transformers' criteria that end rows.
-            generator: source of randomness; None takes torch's own.
-            **unknown: refused.
+            past_key_values: a KVCache of the prompt's beginning. It grows by what the model reads:
+                all but the last token (not with several rows a prompt, which fork it). After
+                `evict` it cannot be compared with a prompt: `input_ids` are then only the new
+                tokens that follow it.
+            streamer: one of transformers', for a single row a prompt; gets every token.
+            generation_config: transformers' GenerationConfig for what is not given otherwise.
+            **options: GenerationOptions.
 
         Raises:
-            InputError: arguments out of range or that exclude each other.
+            InputError: arguments out of range or that exclude each other; no memory for so much.
+            CacheError: a cache of other rows, another shape or dtype; it stays as it was.
+            NumericalError: logits that are NaN or infinite, and where they first are.
         """
-        for name in unknown:
-            raise UnknownArgumentError("generate", name, inspect.signature(self.generate))
-        temperature, top_p, repetition_penalty = (
-            1.0 if value is None else value for value in (temperature, top_p, repetition_penalty)
-        )
-        top_k = top_k or 0
-        if past_key_values is not None and not use_cache:
-            raise InputError("past_key_values is given, but use_cache=False would not use it.")
-        if past_key_values is not None and num_return_sequences > 1:
-            past_key_values = past_key_values.fork(num_return_sequences)
-        ids, mask = self._prompt(input_ids, attention_mask, pad_token_id)
-        limit = self._limit(ids.shape[1], max_new_tokens, max_length)
-        if num_return_sequences < 1 or (num_return_sequences > 1 and not do_sample):
-            raise InputError(
-                f"num_return_sequences={num_return_sequences}: expected at least 1, more than 1 "
-                "only with do_sample=True (greedy rows would all be the same)."
-            )
-        ids, mask = (t.repeat_interleave(num_return_sequences, 0) for t in (ids, mask))
-        if isinstance(head_mask, Tensor) and head_mask.ndim == 3 and len(head_mask) > 1:
-            head_mask = head_mask.repeat_interleave(num_return_sequences, 0)
-        if not do_sample and (temperature != 1.0 or top_k not in (0, 50) or top_p != 1.0):
-            log.warning("temperature, top_k and top_p act with do_sample=True only.")
-        eos = self.config.eos_token_id if eos_token_id is None else eos_token_id
-        ends = [eos] if isinstance(eos, int) else list(eos or [])
-        if not all(isinstance(end, int) for end in ends):
-            raise InputError(f"eos_token_id is {eos!r}, expected a token id or several.")
-        processors = _processors(
-            prompt=ids,
-            ends=ends,
-            min_new_tokens=min_new_tokens,
-            repetition_penalty=repetition_penalty,
-            no_repeat_ngram_size=no_repeat_ngram_size,
-        )
-        processors.extend(logits_processor)
-        if do_sample:
-            processors.extend(_warpers(temperature=temperature, top_k=top_k, top_p=top_p))
-        pad = next((i for i in (pad_token_id, self.config.pad_token_id, *ends) if i is not None), 0)
-        tokens = [ids]
-        for step in self._steps(
-            ids,
-            mask,
-            limit=limit,
-            processors=processors,
-            stopping=StoppingCriteriaList(stopping_criteria),
-            ends=ends,
-            pad=pad,
-            do_sample=do_sample,
-            generator=generator,
-            head_mask=head_mask,
-            cache=(KVCache() if past_key_values is None else past_key_values)
-            if use_cache
-            else None,
-        ):
-            tokens.append(step.token[:, None])
-        return torch.cat(tokens, -1)
+        chosen = GenerationOptions.of(self.generate, options, generation_config)
+        prompt = self._prompt(input_ids, attention_mask, past_key_values, chosen)
+        copies = max(chosen.num_beams, chosen.num_return_sequences)
+        if copies > 1:
+            prompt = prompt.repeated(1)  # the caller's cache is left alone
+            if streamer is not None:
+                raise InputError("a streamer shows one row: num_beams and num_return_sequences 1.")
+        plan = make_plan(self, prompt, chosen, copies=copies)
+        decoder = prompt.decoder(self, head_mask, until=plan.until, pack=streamer is None)
+        if chosen.num_beams > 1:
+            return BeamSearch(plan, decoder).run()
+        must_look = streamer is not None or past_key_values is not None
+        must_look = must_look or (self.device.type == "cpu" and bool(plan.stopping))
+        return _grown(plan, decoder, look_every=1 if must_look else LOOK_EVERY, streamer=streamer)
 
-    def _steps(
+    @takes_options
+    def stream(
         self,
-        ids: Int[Tensor, "batch pos"],
-        mask: Int[Tensor, "batch pos"],
+        input_ids: Inputs | None = None,
         *,
-        limit: int,
-        processors: LogitsProcessorList,
-        stopping: StoppingCriteriaList,
-        ends: Sequence[int],
-        pad: int,
-        do_sample: bool,
-        generator: torch.Generator | None,
-        head_mask: Tensor | None,
-        cache: KVCache | None,
+        attention_mask: Any = None,
+        head_mask: Any = None,
+        past_key_values: Any = None,
+        forced: Any = None,
+        trace: bool = False,
+        interventions: Any = (),
+        generation_config: Any = None,
+        **options: Any,
     ) -> Iterator[Step]:
-        """One step per generated token; stops when every row has ended."""
-        if cache is not None and cache._evicted:
+        """A `Step` for each new token, as soon as it is there; the same tokens as `generate`'s.
+
+        Step 0 reads the prompt, step t > 0 token t - 1. Between two steps nothing is attached to
+        the model and the cache holds whole steps, so the loop may be left or interrupted anywhere.
+
+        Args:
+            input_ids: prompt ids [batch pos], padded on the left, or text.
+            attention_mask: [batch pos], 0 for padding; as in `generate`.
+            head_mask: as in a forward; in force at every step.
+            past_key_values: a KVCache of the prompt's beginning; as in `generate`.
+            forced: tokens to take instead of chosen ones: text, ids [pos] or [batch pos]. They end
+                no row. With max_new_tokens above their number the model goes on from there.
+            trace: also record queries, keys, values and residual stream: `step.trace`.
+            interventions: pairs of hook name and function, in force at every step; or objects
+                with `hooks(start, step)`, the pairs for one step (`start` is the first column it
+                reads; 0 at every step with use_cache=False), and `enters_cache`: if False, later
+                steps see this step's keys and values as if it had not acted (which costs a second
+                forward; the trace knows both).
+            generation_config: transformers' GenerationConfig for what is not given otherwise.
+            **options: GenerationOptions.
+
+        Raises:
+            InputError: arguments out of range or that exclude each other; num_beams.
+            CacheError: a cache of other rows, another shape or dtype; it stays as it was.
+            NumericalError: logits that are NaN or infinite, and where they first are.
+        """
+        chosen = GenerationOptions.of(self.stream, options, generation_config)
+        if chosen.num_beams > 1:
             raise InputError(
-                "past_key_values was thinned out by evict, so its tokens cannot be told apart from "
-                "the prompt's; go on with forwards of the new tokens alone."
+                f"num_beams={chosen.num_beams}: beams are ranked at the end, so there is nothing "
+                "to stream. Use generate, or num_beams=1."
             )
-        if cache is not None and len(cache) >= ids.shape[1]:
+        prompt = self._prompt(input_ids, attention_mask, past_key_values, chosen)
+        if (n := chosen.num_return_sequences) > 1:  # every step has all rows
+            prompt = prompt.repeated(n)
+            if isinstance(head_mask, Tensor) and head_mask.ndim == 3 and len(head_mask) > 1:
+                head_mask = head_mask.repeat_interleave(n, 0)
+        given = read_forced(self, forced, len(prompt.ids))
+        if given is not None and chosen.max_new_tokens is None and chosen.max_length is None:
+            chosen = replace(chosen, max_new_tokens=given.shape[1])
+        plan = make_plan(self, prompt, chosen, copies=1)
+        if given is not None and given.shape[1] > plan.text.shape[1] - plan.start:
             raise InputError(
-                f"past_key_values already holds all {ids.shape[1]} tokens of the prompt; the last "
-                "one is needed for its logits: pass past_key_values=past.crop(-1)."
+                f"{given.shape[1]} forced tokens, but max_new_tokens or max_length leaves room for "
+                f"{plan.text.shape[1] - plan.start}; leave it out to take just these."
             )
-        finished = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-        end_ids = torch.tensor(ends, dtype=ids.dtype, device=ids.device)
-        for _ in range(limit):
-            logits = self(
-                ids if cache is None else ids[:, len(cache) :],
-                attention_mask=mask,
-                head_mask=head_mask,
-                past_key_values=cache,
-                use_cache=cache is not None,
-                logits_to_keep=1,
-                return_type="logits",
-            )[:, -1]
-            wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            scores = processors(ids, wide)  # pyright: ignore[reportArgumentType]  # LongTensor stubs
-            if do_sample:
-                token = torch.multinomial(scores.softmax(-1), 1, generator=generator)[:, 0]
-            else:
-                token = scores.argmax(-1)
-            token = token.masked_fill(finished, pad)
-            ids = torch.cat([ids, token[:, None]], -1)
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], -1)
-            finished = finished | torch.isin(token, end_ids)
-            if stopping:
-                finished = finished | stopping(ids, scores)
-            yield Step(token=token, logits=logits, finished=finished)
-            if bool(finished.all()):
-                return
-
-    def _prompt(self, inputs: Any, mask: Any, pad_token_id: int | None) -> tuple[Tensor, Tensor]:
-        if inputs is None:
-            raise InputError("generate needs a prompt: token ids [batch pos] or text.")
-        if isinstance(inputs, str | list | tuple):
-            inputs, own = self.to_tokens_and_mask(inputs)
-            mask = own if mask is None else mask
-        if not isinstance(inputs, Tensor) or inputs.ndim != 2 or not inputs.numel():
+        if trace and prompt.cache is not None and len(prompt.cache):
             raise InputError(
-                "generate needs a prompt of at least one token a row, [batch pos], or text."
+                "trace=True records from the first token, but past_key_values holds "
+                f"{len(prompt.cache)} already: leave past_key_values out."
             )
-        ids = inputs.to(self.device)
-        if mask is None:
-            pad = self.config.pad_token_id if pad_token_id is None else pad_token_id
-            looks_padded = pad is not None and pad != self.config.eos_token_id
-            mask = (ids != pad).long() if looks_padded else torch.ones_like(ids)
-        mask = torch.as_tensor(mask, device=self.device).long()
-        if mask.shape == ids.shape and not bool(mask[:, -1].all()):
-            raise InputError(
-                "the last prompt token of a row is padding; generation goes on from there. "
-                "Pad on the left: tokenizer(texts, padding=True) does."
-            )
-        return ids, mask
-
-    def _limit(self, prompt: int, max_new_tokens: int | None, max_length: int | None) -> int:
-        if max_new_tokens is not None and max_length is not None:
-            raise InputError("give max_new_tokens or max_length, not both.")
-        limit = max_new_tokens if max_length is None else max_length - prompt
-        limit = 20 if limit is None else limit
-        if limit < 1:
-            raise InputError(
-                f"nothing to generate: max_new_tokens={max_new_tokens}, max_length={max_length} "
-                f"for a prompt of {prompt} tokens."
-            )
-        return limit
-
-
-def _processors(
-    *,
-    prompt: Tensor,
-    ends: Sequence[int],
-    min_new_tokens: int,
-    repetition_penalty: float,
-    no_repeat_ngram_size: int,
-) -> LogitsProcessorList:
-    """What changes logits whether sampling or not, in transformers' order."""
-    chosen = LogitsProcessorList()
-    if repetition_penalty != 1.0:
-        chosen.append(RepetitionPenaltyLogitsProcessor(repetition_penalty))
-    if no_repeat_ngram_size:
-        chosen.append(NoRepeatNGramLogitsProcessor(no_repeat_ngram_size))
-    if min_new_tokens and ends:
-        least = prompt.shape[1] + min_new_tokens
-        chosen.append(MinLengthLogitsProcessor(least, list(ends), device=str(prompt.device)))
-    return chosen
-
-
-def _warpers(*, temperature: float, top_k: int, top_p: float) -> LogitsProcessorList:
-    """What shapes the distribution to draw from, in transformers' order."""
-    if temperature <= 0 or top_k < 0 or not 0 < top_p <= 1:
-        raise InputError(
-            f"temperature={temperature}, top_k={top_k}, top_p={top_p}: expected temperature > 0, "
-            "top_k >= 0 and 0 < top_p <= 1."
+        decoder = Instrumented(
+            prompt.decoder(self, head_mask, until=plan.until),
+            interventions=check_interventions(self, interventions),
+            recorder=import_module("bloomlab.trace").Recorder(self) if trace else None,
         )
-    chosen = LogitsProcessorList()
-    if temperature != 1.0:
-        chosen.append(TemperatureLogitsWarper(temperature))
-    if top_k:
-        chosen.append(TopKLogitsWarper(top_k))
-    if top_p < 1:
-        chosen.append(TopPLogitsWarper(top_p))
-    return chosen
+        tokenizer = self.tokenizer if chosen.tokenizer is None else chosen.tokenizer
+        return _steps(plan, decoder, forced=given, tokenizer=tokenizer)
+
+    def _prompt(self, inputs: Any, mask: Any, past: Any, options: GenerationOptions) -> Prompt:
+        return read_prompt(
+            self,
+            inputs,
+            attention_mask=mask,
+            pad_token_id=options.pad_token_id,
+            past=past,
+            use_cache=options.use_cache,
+        )
+
+
+def _grown(
+    plan: Plan, decoder: Decoder, *, look_every: int, streamer: Any
+) -> Int[Tensor, "row pos"]:
+    """A plan's text, up to where all rows have ended."""
+    text, unseen = plan.text, []
+    try:
+        if streamer is not None:
+            streamer.put(text[:, : plan.start].cpu())
+        for length, grown in enumerate(grow(plan, decoder), plan.start):
+            if streamer is not None:
+                streamer.put(grown.token.cpu())
+            unseen.append(torch.stack((grown.sound, grown.finished.all())))
+            if len(unseen) < look_every and length + 1 < text.shape[1]:
+                continue
+            first = length + 1 - len(unseen)
+            for at, (sound, finished) in enumerate(torch.stack(unseen).tolist(), first):
+                if not sound:
+                    raise broken(plan, decoder, at)
+                if finished:
+                    return text[:, : at + 1]
+            unseen.clear()
+        return text
+    finally:
+        if streamer is not None:
+            streamer.end()
+
+
+def _steps(
+    plan: Plan, decoder: Instrumented, *, forced: Tensor | None, tokenizer: Any
+) -> Iterator[Step]:
+    spellings = [Spelling(tokenizer) for _ in plan.text]
+    ended = [False] * len(spellings)
+    steps, index = grow(plan, decoder, forced=forced), 0
+    while True:
+        begun = time.perf_counter()
+        with torch.no_grad():  # not around a yield: the caller's own code may need gradients
+            grown = next(steps)
+            if not bool(grown.sound):
+                raise broken(plan, decoder.decoder, plan.start + index, decoder.edits)
+        full = plan.start + index + 1 == plan.text.shape[1]
+        tokens, finished = grown.token.tolist(), grown.finished.tolist()
+        for row, spelling in enumerate(spellings):
+            if not ended[row]:
+                spelling.add([tokens[row]], last=full or finished[row])
+        ended = finished
+        yield Step(
+            index=index,
+            token=grown.token,
+            logits=grown.logits,
+            text=[spelling.text for spelling in spellings],
+            seconds=time.perf_counter() - begun,
+            finished=grown.finished,
+            trace=None if decoder.recorder is None else decoder.recorder.trace,
+        )
+        if full or all(ended):
+            return
+        index += 1

@@ -4,7 +4,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bloomlab.model.cache import KVCache
+from bloomlab.model.hooks import is_hooked
 from bloomlab.model.lean import LeanDecoder
+
+WORTHWHILE = 16  # steps that pay for recording one
+
+
+def worth_capturing(lean: LeanDecoder, steps: int) -> bool:
+    """Whether so many steps run on a GPU with nothing attached."""
+    free = not any(map(is_hooked, lean.model.hook_dict.values()))
+    return lean.cache.device.type == "cuda" and steps >= WORTHWHILE and free
 
 
 def static_step(
@@ -24,7 +34,7 @@ class GraphedDecoder:
     """
 
     def __init__(self, lean: LeanDecoder) -> None:
-        self._lean = lean
+        self._lean, self._points = lean, list(lean.model.hook_dict.values())
         device = lean.cache.device
         self._ids = torch.zeros(lean.rows, dtype=torch.long, device=device)
         self._column = torch.full((1,), len(lean.cache), device=device)
@@ -37,6 +47,10 @@ class GraphedDecoder:
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits = static_step(lean, self._ids, self._column)
+
+    def can_go_on(self, cache: KVCache) -> bool:
+        """Whether the captured step still is the one to take: no hook at all, nothing replaced."""
+        return self._lean.can_go_on(cache) and not any(map(is_hooked, self._points))
 
     def advance(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         """Logits after one more token a row, which the cache then holds."""

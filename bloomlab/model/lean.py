@@ -1,7 +1,7 @@
-"""Decoding with no instruments attached: one token a row, straight through the weights.
+"""Decoding at the limit: one token a row, straight through the weights.
 
-Modules and hook points cost more than the arithmetic of a small model, and a large one is as fast
-as its weights are read; so this does nothing else. The numbers are those of a forward.
+Module calls cost more than the arithmetic of a small model, and a large one is as fast as its
+weights are read; so this does nothing else. The numbers, and what most hooks see, are a forward's.
 """
 
 import math
@@ -19,35 +19,87 @@ from bloomlab.model.attention import Attention
 from bloomlab.model.block import MLP, Block, stepwise_gelu
 from bloomlab.model.cache import KVCache, Marks
 from bloomlab.model.embed import Embedding, Unembed
-from bloomlab.model.hooks import HookPoint, is_hooked
+from bloomlab.model.hooks import HookPoint, hooked, is_hooked
 from bloomlab.model.linear import Linear, Product, product, worth_packing
 from bloomlab.model.norm import LayerNorm
 
 # What a model may consist of; anything else (an adapter, an offloaded layer) needs its own forward.
 PLAIN = {HookPoint, nn.ModuleList, Embedding, Unembed, LayerNorm, Block, Attention, MLP, Linear}
+HOME = "bloomlab.model.heads"  # of the models whose forward this repeats; a subclass may differ
 
 
 def suits(model: Any) -> bool:
-    """Whether nothing is to be seen, changed or differentiated on the way."""
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(model.device.type):
+    """Whether a step may go straight through the weights: nothing else would be called.
+
+    Hooks may sit at the points a LeanDecoder passes, see `Points`.
+    """
+    if model.config.slow_but_exact or type(model).__module__ != HOME:
         return False
-    dropout = model.config.hidden_dropout or model.config.attention_dropout
-    if (model.training and dropout) or model.config.slow_but_exact:
-        return False
-    if torch_module._has_any_global_hook() or "unembed" not in model._modules:
-        return False
-    return all(part is model or (type(part) in PLAIN and _bare(part)) for part in model.modules())
+    return (
+        _in_force(model)
+        and all((part is model or type(part) in PLAIN) and _bare(part) for part in model.modules())
+        and not any(map(is_hooked, _unpassed(model)))
+    )
+
+
+def _in_force(model: Any) -> bool:
+    """Whether torch's modes and the model's own ask for numbers alone."""
+    dropout = model.training and (model.config.hidden_dropout or model.config.attention_dropout)
+    watched = torch_module._has_any_global_hook() or torch.is_grad_enabled()
+    return not (dropout or watched or torch.is_autocast_enabled(model.device.type))
 
 
 def _bare(part: nn.Module) -> bool:
-    if isinstance(part, HookPoint):
-        return not is_hooked(part)
-    return not (part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__)
+    attached = part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__
+    return isinstance(part, HookPoint) or not attached
+
+
+def _unpassed(model: Any) -> list[HookPoint]:
+    """The hook points at which a LeanDecoder would call no hook."""
+    passed = {id(point) for block in model.blocks for point in points_of(block)}
+    passed |= {id(model.embed.hook_out), id(model.hook_embed)}
+    return [point for point in model.hook_dict.values() if id(point) not in passed]
+
+
+class Points(NamedTuple):
+    """Hook points of a block that a LeanDecoder passes; shapes as in a forward of one token."""
+
+    resid_pre: HookPoint
+    q: HookPoint
+    k: HookPoint
+    v: HookPoint
+    z: HookPoint
+    attn_out: HookPoint
+    resid_mid: HookPoint
+    pre: HookPoint
+    post: HookPoint
+    mlp_out: HookPoint
+    resid_post: HookPoint
+
+
+def points_of(block: Any) -> Points:
+    """The points of a block."""
+    attn, mlp = block.attn, block.mlp
+    return Points(
+        block.hook_resid_pre,
+        *(attn.hook_q, attn.hook_k, attn.hook_v, attn.hook_z),
+        *(block.hook_attn_out, block.hook_resid_mid),
+        *(mlp.hook_pre, mlp.hook_post),
+        *(block.hook_mlp_out, block.hook_resid_post),
+    )
+
+
+def passed(point: HookPoint, value: Tensor) -> Tensor:
+    """`value` as the hooks of a point leave it; they see it with its axis of positions."""
+    if point._forward_hooks or point._backward_hooks or point._forward_pre_hooks:
+        return hooked(point, value[:, None])[:, 0]
+    return value
 
 
 class Layer(NamedTuple):
     """What one layer's step needs."""
 
+    points: Points
     norms: tuple[Tensor, Tensor, Tensor, Tensor]  # gain and bias of ln1, then of ln2
     qkv: Product
     o: Product
@@ -67,6 +119,8 @@ class LeanDecoder:
         cache: what to go on from; it gets room for all steps.
         steps: how many tokens will come at most.
         head_mask: as `layer_head_mask` gives it.
+        pack: whether copies of the weights in a faster order may be made, where they pay. They do
+            not follow edits of the weights.
     """
 
     def __init__(
@@ -76,7 +130,9 @@ class LeanDecoder:
         *,
         steps: int,
         head_mask: Float[Tensor, "#batch layer head"] | None = None,
+        pack: bool = False,
     ) -> None:
+        self.model = model
         self.cache, self.rooms, self.rows = cache, cache.reserve(steps), cache.n_rows
         self.capacity = len(cache) + steps
         self.marks: Marks | None = None
@@ -91,13 +147,20 @@ class LeanDecoder:
         )
         self.scale = 1 / math.sqrt(config.hidden_size // config.n_head)
         self.post_norm_skip = config.apply_residual_connection_post_layernorm
-        self.embed, self.embed_ln, self.ln_final = model.embed, model.embed_ln, model.ln_final
-        pack = worth_packing(model, steps=steps)
-        made = partial(product, rows=self.rows, pack=pack)
+        self.embed_ln, self.ln_final = model.embed_ln, model.ln_final
+        made = partial(product, rows=self.rows, pack=pack and worth_packing(model, steps=steps))
+        self._unpassed, self._mode = _unpassed(model), model.alibi
+        self._slopes = [(block, content(block.attn.slopes)) for block in model.blocks]
+        self._parameters = [
+            (part._parameters, name, value)
+            for part in model.modules()
+            for name, value in part._parameters.items()
+        ]
         self.unembed = made(model.unembed.W_U.T, None)
         self.tables, which = self._tables([block.attn.slopes for block in model.blocks], model)
         self.layers = [
             Layer(
+                points=points_of(block),
                 norms=(block.ln1.weight, block.ln1.bias, block.ln2.weight, block.ln2.bias),
                 qkv=made(block.attn.qkv.weight, block.attn.qkv.bias),
                 o=made(block.attn.o.weight, block.attn.o.bias),
@@ -113,9 +176,19 @@ class LeanDecoder:
             )
         ]
 
-    def follows(self, cache: KVCache) -> bool:
-        """Whether this decoder can take on the cache as it is now."""
-        return cache is self.cache and len(cache) < self.capacity and cache.fills(self.rooms)
+    def can_go_on(self, cache: KVCache) -> bool:
+        """Whether this decoder can take the cache on as it, the model and its hooks are now."""
+        model = self.model
+        return (
+            cache is self.cache
+            and len(cache) < self.capacity
+            and cache.fills(self.rooms)
+            and _in_force(model)
+            and not any(map(is_hooked, self._unpassed))
+            and all(held.get(name) is value for held, name, value in self._parameters)
+            and model.alibi == self._mode
+            and all(content(block.attn.slopes) == one for block, one in self._slopes)
+        )
 
     def advance(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         """Logits after one more token a row, which the cache then holds."""
@@ -123,6 +196,12 @@ class LeanDecoder:
         logits = self.step(ids, column, [table[..., : column + 1] for table in self.tables])
         self.keep()
         return logits
+
+    def reorder(self, rows: Int[Tensor, " batch"], *, since: int) -> None:
+        """Go on with these rows in this order, which are alike before the column `since`."""
+        new = slice(since, len(self.cache))
+        for room in self.rooms:
+            room.k[:, :, new], room.v[:, :, new] = room.k[rows, :, new], room.v[rows, :, new]
 
     def keep(self) -> None:
         """Make the column that was just written part of the cache."""
@@ -140,15 +219,18 @@ class LeanDecoder:
 
         As many columns are attended to as the biases have.
         """
-        n_head, post = self.n_head, self.post_norm_skip
+        rows, post = self.rows, self.post_norm_skip
         norm = partial(F.layer_norm, normalized_shape=self.width, eps=self.eps)
-        resid = F.embedding(ids, self.embed.weight)
+        resid = passed(self.model.embed.hook_out, F.embedding(ids, self.model.embed.weight))
         resid = norm(resid, weight=self.embed_ln.weight, bias=self.embed_ln.bias)
+        resid = passed(self.model.hook_embed, resid)
         end = biases[0].shape[-1]
         for layer in self.layers:
-            gain1, bias1, gain2, bias2 = layer.norms
+            points, (gain1, bias1, gain2, bias2) = layer.points, layer.norms
+            resid = passed(points.resid_pre, resid)
             normed = norm(resid, weight=gain1, bias=bias1)
-            q, k, v = layer.qkv(normed).view(len(ids), n_head, 3, -1).unbind(2)
+            q, k, v = layer.qkv(normed).view(rows, self.n_head, 3, -1).unbind(2)
+            q, k, v = passed(points.q, q), passed(points.k, k), passed(points.v, v)
             if isinstance(column, int):
                 layer.k[:, :, column], layer.v[:, :, column] = k, v
             else:
@@ -157,11 +239,14 @@ class LeanDecoder:
             z = self._read(q, layer.k[:, :, :end], layer.v[:, :, :end], biases[layer.table])
             if layer.head_mask is not None:
                 z = z * layer.head_mask
-            resid = (normed if post else resid) + layer.o(z.reshape(len(ids), -1))
+            attn_out = layer.o(passed(points.z, z).reshape(rows, -1))
+            attn_out = passed(points.attn_out, attn_out)
+            resid = passed(points.resid_mid, (normed if post else resid) + attn_out)
             normed = norm(resid, weight=gain2, bias=bias2)
-            pre = layer.fc_in(normed)
-            post_gelu = stepwise_gelu(pre) if self.rounded else F.gelu(pre, approximate="tanh")
-            resid = (normed if post else resid) + layer.fc_out(post_gelu)
+            pre = passed(points.pre, layer.fc_in(normed))
+            gelu = stepwise_gelu(pre) if self.rounded else F.gelu(pre, approximate="tanh")
+            mlp_out = passed(points.mlp_out, layer.fc_out(passed(points.post, gelu)))
+            resid = passed(points.resid_post, (normed if post else resid) + mlp_out)
         return self.unembed(norm(resid, weight=self.ln_final.weight, bias=self.ln_final.bias))
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:

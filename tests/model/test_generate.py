@@ -2,11 +2,10 @@
 
 import pytest
 import torch
-from transformers import MaxLengthCriteria, SuppressTokensLogitsProcessor
 
 import bloomlab as bl
-from bloomlab.errors import InputError, UnknownArgumentError
-from tests.tiny import make_hf, notices, pair, tokens
+from bloomlab.errors import CacheError, InputError, NumericalError
+from tests.tiny import make_hf, pair, tokens
 
 
 def padded(*lengths):
@@ -30,28 +29,6 @@ def test_greedy_tokens_equal_transformers(n_head, dtype):
     expected = theirs.generate(ids, do_sample=False, **arguments)
     assert torch.equal(ours.generate(ids, **arguments), expected)
     assert torch.equal(ours.generate(ids, use_cache=False, **arguments), expected)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"temperature": 0.7, "top_k": 5},
-        {"top_p": 0.8, "top_k": 0},
-        {"num_return_sequences": 3},
-        {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "min_new_tokens": 5},
-    ],
-)
-def test_sampled_tokens_equal_transformers_with_the_same_seed(options):
-    theirs, ours = pair()
-    ids, mask = padded(4, 9)
-    drawn = []
-    for model in (theirs, ours):
-        torch.manual_seed(0)
-        drawn.append(
-            model.generate(ids, attention_mask=mask, do_sample=True, max_new_tokens=15, **options)
-        )
-    assert torch.equal(*drawn)
 
 
 def test_a_row_says_the_same_alone_and_in_a_batch():
@@ -126,63 +103,6 @@ def test_ended_rows_are_padded_and_everything_stops_when_all_ended():
     assert set(both[0, stop + 1 :].tolist()) <= {7}
 
 
-def test_transformers_processors_and_criteria_are_obeyed():
-    _, ours = pair()
-    ids = tokens(2, 6)
-    plain = ours.generate(ids, max_new_tokens=6)
-    banned = plain[0, 6].item()
-    got = ours.generate(
-        ids, max_new_tokens=6, logits_processor=[SuppressTokensLogitsProcessor([banned])]
-    )
-    assert banned not in got[:, 6:].tolist()[0]
-    short = ours.generate(ids, max_new_tokens=6, stopping_criteria=[MaxLengthCriteria(8)])
-    assert short.shape[1] == 8
-
-
-def test_text_goes_in_and_the_seeded_draw_repeats(demo):
-    prompts = ["The government", "La función"]
-    drawn = [
-        demo.generate(
-            prompts, do_sample=True, max_new_tokens=5, generator=torch.Generator().manual_seed(1)
-        )
-        for _ in range(2)
-    ]
-    assert torch.equal(*drawn)
-    assert all(
-        text.startswith(p)
-        for p, text in zip(
-            prompts, demo.tokenizer.batch_decode(drawn[0], skip_special_tokens=True), strict=True
-        )
-    )
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"max_new_tokens": 0},
-        {"max_new_tokens": 5, "max_length": 9},
-        {"max_length": 4},
-        {"num_return_sequences": 2},
-        {"do_sample": True, "temperature": 0.0},
-        {"do_sample": True, "top_p": 1.5},
-    ],
-)
-def test_impossible_arguments_are_refused(arguments):
-    _, ours = pair()
-    with pytest.raises(InputError):
-        ours.generate(tokens(1, 6), **arguments)
-
-
-def test_misspelt_arguments_and_empty_or_right_padded_prompts_are_refused():
-    _, ours = pair()
-    with pytest.raises(UnknownArgumentError, match="max_new_tokens"):
-        ours.generate(tokens(1, 6), max_new_token=5)
-    with pytest.raises(InputError, match="at least one token"):
-        ours.generate(torch.zeros(1, 0, dtype=torch.long))
-    with pytest.raises(InputError, match="left"):
-        ours.generate(torch.tensor([[5, 6, 3], [5, 6, 7]]))
-
-
 def test_generation_leaves_no_graph_and_keeps_the_mode():
     _, ours = pair()
     ids = ours.train().generate(tokens(1, 4), max_new_tokens=3)
@@ -208,26 +128,155 @@ def test_a_head_mask_of_each_row_goes_with_its_samples():
     assert torch.equal(got[::2], ours.generate(ids, head_mask=heads))
 
 
-def test_sampling_settings_without_sampling_are_pointed_out():
-    _, ours = pair()
-    with notices("do_sample"):
-        ours.generate(tokens(1, 6), temperature=0.5, max_new_tokens=1)
-
-
 def test_an_evicted_cache_is_not_taken_for_a_prefix():
     _, ours = pair()
     ids = tokens(1, 9)
     past = ours(ids[:, :6]).past_key_values.evict([1, 2])
     with pytest.raises(InputError, match="evict"):
         ours.generate(ids, past_key_values=past)
+    with pytest.raises(InputError, match="evict"):
+        ours.generate(ids[:, 6:], past_key_values=past, attention_mask=torch.ones(1, 9))
 
 
-def test_none_means_the_default_of_transformers():
+def test_after_eviction_the_new_tokens_are_the_prompt():
+    _, ours = pair()
+    ids, mask = tokens(1, 9), torch.ones(1, 9, dtype=torch.long)
+    mask[0, 1:3] = 0
+    past = ours(ids[:, :6]).past_key_values
+    hidden = ours.generate(
+        ids, past_key_values=past.fork(), attention_mask=mask, max_new_tokens=6, eos_token_id=[]
+    )
+    thinned = past.evict([1, 2])
+    got = ours.generate(ids[:, 6:], past_key_values=thinned, max_new_tokens=6, eos_token_id=[])
+    assert torch.equal(got, hidden[:, 6:])
+    assert len(thinned) == 4 + 3 + 5
+
+
+def test_a_mask_may_hide_what_the_cache_shows():
+    _, ours = pair()
+    ids, mask = tokens(1, 9), torch.ones(1, 9, dtype=torch.long)
+    mask[0, :4] = 0
+    past, seen = ours(ids[:, 4:7]).past_key_values, []
+    alone = ours.generate(ids[:, 4:], past_key_values=past, max_new_tokens=6, eos_token_id=[])
+    hidden = ours(ids[:, :7], attention_mask=mask[:, :7]).past_key_values
+    got = ours.generate(
+        ids, past_key_values=hidden, attention_mask=mask, max_new_tokens=6, eos_token_id=[]
+    )
+    assert torch.equal(got[:, 4:], alone)
+    past = ours(ids[:, :7]).past_key_values
+    attend = ("blocks.1.attn.hook_pattern", lambda value, hook: seen.append(value))
+    with ours.hooks(fwd_hooks=[attend]):
+        ours.generate(ids, past_key_values=past, attention_mask=mask, max_new_tokens=4)
+    assert len(seen) == 4
+    assert all(float(pattern[..., :4].abs().max()) == 0 for pattern in seen)
+
+
+def test_a_cache_that_does_not_fit_is_refused_and_stays_as_it_was():
+    _, ours = pair()
+    ids = tokens(2, 9)
+    others = {
+        "rows": (ours(ids[:1, :4]).past_key_values, "1 rows"),
+        "dtype": (pair(dtype=torch.bfloat16)[1](ids[:, :4]).past_key_values, "bfloat16"),
+        "heads": (pair(n_head=3)[1](ids[:, :4]).past_key_values, "another model"),
+        "layers": (pair(n_layer=3)[1](ids[:, :4]).past_key_values, "layers"),
+        "kind": ([1], "KVCache"),
+    }
+    for past, said in others.values():
+        before = None if isinstance(past, list) else past.keys(0).clone()
+        for attempt in ({}, {"num_beams": 2}, {"do_sample": True, "num_return_sequences": 2}):
+            with pytest.raises((CacheError, InputError), match=said):
+                ours.generate(ids, past_key_values=past, **attempt)
+        if before is not None:
+            assert len(past) == 4
+            assert torch.equal(past.keys(0), before)
+    with pytest.raises(InputError, match="use_cache=False"):
+        ours.generate(ids, past_key_values=others["rows"][0], use_cache=False)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"do_sample": True}, {"num_beams": 3}, {"eos_token_id": []}], ids=str
+)
+def test_nan_logits_say_where_they_first_appear(options, use_cache):
+    _, ours = pair(n_layer=3)
+    ids, calls = tokens(2, 9), []
+
+    def spoil(value, hook):
+        calls.append(1)
+        if value.shape[1] == 1 or (len(calls) > 3 and not use_cache):
+            value[-1, -1, 5] = torch.nan
+        return value
+
+    options = {"max_new_tokens": 20, "use_cache": use_cache} | options
+    with ours.hooks(fwd_hooks=[("blocks.1.hook_mlp_out", spoil)]):
+        match = r"row \d+(, \d+)* are NaN.*blocks\.1\.hook_mlp_out \(NaN\).*float32"
+        with pytest.raises(NumericalError, match=match) as error:
+            ours.generate(ids, **options)
+    assert str(error.value).startswith(f"step {1 if use_cache else 3}:")
+
+
+def test_a_step_with_nan_is_taken_back_out_of_the_cache():
+    _, ours = pair()
+    ids = tokens(1, 9)
+    past = ours(ids[:, :4]).past_key_values
+    with torch.no_grad():
+        ours.blocks[1].mlp.fc_out.bias[3] = torch.inf
+    with pytest.raises(NumericalError, match=r"step 0.*blocks\.1\.hook_mlp_out \(infinite\)"):
+        ours.generate(ids, past_key_values=past)
+    assert len(past) == 4
+
+
+def test_no_token_left_is_blamed_on_the_processors():
+    _, ours = pair()
+
+    def forbid(ids, scores):
+        return torch.full_like(scores, -torch.inf)
+
+    for options in ({}, {"do_sample": True, "top_k": 0}, {"num_beams": 2}):
+        with pytest.raises(NumericalError, match="logits are finite.*processors"):
+            ours.generate(tokens(1, 5), logits_processor=[forbid], **options)
+
+
+def test_what_cannot_fit_is_refused_with_the_arithmetic():
+    _, ours = pair()
+    with pytest.raises(InputError, match=r"2 rows of 1,000,000,000 tokens need .* TB.* are free"):
+        ours.generate(tokens(2, 6), max_length=10**9)
+    with (
+        ours.hooks(fwd_hooks=[("blocks.0.attn.hook_pattern", lambda value, hook: None)]),
+        pytest.raises(InputError, match="for a hooked layer's scores"),
+    ):
+        ours.generate(tokens(1, 1).expand(1, 10**6), max_new_tokens=1)
+
+
+def test_an_interrupt_leaves_no_hook_and_whole_steps_in_the_cache():
+    _, ours = pair()
+    ids, calls = tokens(1, 9), []
+    past = ours(ids[:, :4]).past_key_values
+
+    def interrupt(value, hook):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    arguments = {"max_new_tokens": 6, "eos_token_id": []}
+    hooks = [("blocks.1.hook_resid_mid", interrupt)]
+    with pytest.raises(KeyboardInterrupt), ours.hooks(fwd_hooks=hooks):
+        ours.generate(ids, past_key_values=past, **arguments)
+    expected = ours.generate(ids, **arguments)
+    assert len(past) == 9 + 1
+    assert torch.equal(
+        ours.generate(expected[:, :11], past_key_values=past, **arguments)[:, :15], expected
+    )
+
+
+def test_processors_do_not_change_the_logits_of_a_step():
     _, ours = pair()
     ids = tokens(1, 6)
-    nothing = {"top_k": None, "top_p": None, "temperature": None, "repetition_penalty": None}
-    drawn = []
-    for options in (nothing, {"top_k": 0}):
-        torch.manual_seed(0)
-        drawn.append(ours.generate(ids, do_sample=True, **options))
-    assert torch.equal(*drawn)
+
+    def spoil(text, scores):
+        return scores.mul_(0).index_fill_(1, torch.tensor([9]), 1.0)
+
+    step = next(ours.stream(ids, logits_processor=[spoil]))
+    assert int(step.token) == 9
+    assert torch.equal(step.logits, ours(ids, return_type="logits", logits_to_keep=1)[:, -1])
+    assert not step.logits.requires_grad

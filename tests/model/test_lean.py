@@ -112,19 +112,19 @@ def test_a_step_that_is_interrupted_leaves_the_cache_as_it_was(monkeypatch):
     assert len(past) == 13
     new = tokens(3, 1, seed=6)
     expected = ours(new, past_key_values=other).logits[:, -1]
-    assert lean.follows(past)
+    assert lean.can_go_on(past)
     assert distance_in_eps(lean.advance(new[:, 0]), expected) < 200
 
 
 def test_it_knows_whether_it_can_take_a_cache_on():
     ours, past, other = started()
     lean = LeanDecoder(ours, past, steps=2)
-    assert lean.follows(past)
-    assert not lean.follows(other)
+    assert lean.can_go_on(past)
+    assert not lean.can_go_on(other)
     ours(tokens(3, 1), past_key_values=past)  # a forward in between, in the same room
-    assert lean.follows(past)
+    assert lean.can_go_on(past)
     lean.advance(tokens(3, 1)[:, 0])
-    assert not lean.follows(past)  # no room left
+    assert not lean.can_go_on(past)  # no room left
     expected = ours(torch.cat([tokens(3, 12), tokens(3, 1), tokens(3, 1)], 1)).logits[:, -1]
     assert (
         distance_in_eps(ours(tokens(3, 1), past_key_values=past.crop(13)).logits[:, -1], expected)
@@ -132,11 +132,49 @@ def test_it_knows_whether_it_can_take_a_cache_on():
     )
 
 
-def test_anything_attached_forbids_it():
+PASSED = [  # where a lean step calls hooks
+    *("embed.hook_out", "hook_embed"),
+    *(f"blocks.1.{name}" for name in ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")),
+    *(f"blocks.1.{name}" for name in ("hook_attn_out", "hook_mlp_out")),
+    *(f"blocks.1.attn.hook_{name}" for name in "qkvz"),
+    *(f"blocks.1.mlp.hook_{name}" for name in ("pre", "post")),
+]
+
+
+@pytest.mark.parametrize("name", PASSED)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hooks_see_and_change_what_they_do_in_a_forward(name, dtype):
+    ours, past, other = started(True, dtype=dtype)
+    seen = []
+
+    def edit(value, hook):
+        seen.append(value.clone())
+        return value * 1.1
+
+    new = tokens(3, 1)
+    lean = LeanDecoder(ours, past, steps=STEPS)
+    with ours.hooks(fwd_hooks=[(name, edit)]):
+        assert suits(ours)
+        got = lean.advance(new[:, 0])
+        expected = ours(new, past_key_values=other).logits[:, -1]
+    mine, theirs = seen
+    assert mine.shape == theirs.shape
+    assert distance_in_eps(mine, theirs) < limit(dtype)
+    assert distance_in_eps(got, expected) < limit(dtype)
+
+
+def test_a_hook_anywhere_else_forbids_it():
     _, ours = pair()
     assert suits(ours)
-    with ours.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", lambda value, hook: None)]):
-        assert not suits(ours)
+    others = [name for name in ours.hook_dict if name.replace("blocks.0", "blocks.1") not in PASSED]
+    assert len(others) == 2 * 13 + 4
+    for name in others:
+        with ours.hooks(fwd_hooks=[(name, lambda value, hook: None)]):
+            assert not suits(ours), name
+
+
+def test_whatever_else_would_be_called_forbids_it():
+    _, ours = pair()
     handle = ours.blocks[0].mlp.register_forward_hook(lambda *_: None)
     assert not suits(ours)
     handle.remove()
@@ -144,8 +182,34 @@ def test_anything_attached_forbids_it():
         assert not suits(ours)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert not suits(ours)
+    assert suits(ours)
     ours.blocks[0].attn.o = torch.nn.Sequential(ours.blocks[0].attn.o)
     assert not suits(ours)
+
+
+def test_it_notices_a_hook_it_would_not_call():
+    ours, past, _ = started()
+    lean = LeanDecoder(ours, past, steps=STEPS)
+    for name, fine in (("hook_resid_post", True), ("attn.hook_pattern", False)):
+        with ours.hooks(fwd_hooks=[(f"blocks.0.{name}", lambda value, hook: None)]):
+            assert lean.can_go_on(past) == fine
+    with torch.enable_grad():
+        assert not lean.can_go_on(past)
+
+
+def test_it_notices_other_weights_or_slopes():
+    ours, past, _ = started()
+    lean = LeanDecoder(ours, past, steps=STEPS)
+    assert lean.can_go_on(past)
+    ours.blocks[0].attn.slopes[2] += 0.1
+    assert not lean.can_go_on(past)
+    ours.blocks[0].attn.slopes[2] -= 0.1
+    lean = LeanDecoder(ours, past, steps=STEPS)
+    ours.blocks[1].mlp.fc_in.weight = torch.nn.Parameter(ours.blocks[1].mlp.fc_in.weight * 2)
+    assert not lean.can_go_on(past)
+    lean = LeanDecoder(ours, past, steps=STEPS)
+    ours.alibi = "exact"
+    assert not lean.can_go_on(past)
 
 
 def test_dropout_and_slices_forbid_it():
