@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         BloomForSequenceClassification,
         BloomForTokenClassification,
     )
+    from bloomlab.model.policies import HeavyHitters, SinkWindow
     from bloomlab.session import Session
     from bloomlab.tokens import BloomTokenizer, BloomTokenizerFast
     from bloomlab.trace import Trace
@@ -35,8 +36,10 @@ _HOMES = {
     "BloomTokenizer": "tokens",
     "BloomTokenizerFast": "tokens",
     "BloomlabError": "errors",
+    "HeavyHitters": "model.policies",
     "KVCache": "model.cache",
     "Session": "session",
+    "SinkWindow": "model.policies",
     "Trace": "trace",
     "load": "model.checkpoint",
 }
@@ -52,8 +55,10 @@ __all__ = [
     "BloomTokenizer",
     "BloomTokenizerFast",
     "BloomlabError",
+    "HeavyHitters",
     "KVCache",
     "Session",
+    "SinkWindow",
     "Trace",
     "errors",
     "interventions",

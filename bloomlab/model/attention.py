@@ -126,7 +126,8 @@ class Attention(nn.Module):
         q = hooked(self.hook_q, q).transpose(1, 2)
         k = hooked(self.hook_k, k).transpose(1, 2)
         v = hooked(self.hook_v, v).transpose(1, 2)
-        watched = output_attentions or self._is_watched()
+        noted = extension is not None and extension.watches_pattern
+        watched = output_attentions or noted or self._is_watched()
         pieces = () if extension is None else extension.update(self.layer, k, v)
         if len(pieces) > 1 and not watched and not is_hooked(self.hook_alibi):
             z, pattern = shared_attention(q, pieces, bias=bias, slopes=self.slopes), None
@@ -138,6 +139,8 @@ class Attention(nn.Module):
         if head_mask is not None:
             z = z * head_mask[:, :, None, None].to(z.dtype)
             pattern = None if pattern is None else pattern * head_mask[:, :, None, None].to(z.dtype)
+        if extension is not None and noted and pattern is not None:
+            extension.saw(self.layer, pattern)
         z = hooked(self.hook_z, z.transpose(1, 2))
         if is_hooked(self.hook_result):
             result = einsum(z, self.W_O, "b q h d, h d m -> b q h m")

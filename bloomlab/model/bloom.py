@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bloomlab.errors import CacheError, InputError, UnknownArgumentError
+from bloomlab.errors import InputError, UnknownArgumentError
 from bloomlab.model.block import Block
 from bloomlab.model.cache import KVCache
 from bloomlab.model.checkpoint import Checkpoints
@@ -156,7 +156,8 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
 
         Args:
             input_ids: token ids [batch pos], or text.
-            past_key_values: a KVCache to go on from; it grows by the new tokens.
+            past_key_values: a KVCache or transformers' DynamicCache to go on from; it grows by the
+                new tokens.
             attention_mask: [batch key], 0 for padding; covers cached and new tokens.
             head_mask: [head], [layer head] or [batch layer head]; scales each head's output.
             inputs_embeds: [batch pos d_model] instead of `input_ids`.
@@ -199,7 +200,7 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         use_cache = use_cache and whole and not recomputing
         cache = KVCache() if past_key_values is None and use_cache else past_key_values
         if cache is not None and not isinstance(cache, KVCache):
-            raise CacheError(f"past_key_values is a {type(cache).__name__}, expected a bl.KVCache.")
+            cache = KVCache.lent(cache, attention_mask)
         bias, extension = attention_bias(
             resid,
             attention_mask=attention_mask,
@@ -240,7 +241,9 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         normed = self.ln_final(resid)
         return Backbone(
             last=normed,
-            past_key_values=cache if whole else None,
+            past_key_values=(cache if past_key_values is None else past_key_values)
+            if whole
+            else None,
             hidden_states=(*states, normed) if output_hidden_states else None,
             attentions=tuple(patterns) if output_attentions else None,
         )

@@ -96,7 +96,7 @@ class Decoder:
         if self._lean is not None and self._lean.can_go_on(cache):
             return self._lean
         self._lean = None
-        if not suits(model) or cache.n_copies > MOST_COPIES:
+        if cache.policy is not None or cache.n_copies > MOST_COPIES or not suits(model):
             return None
         masks = layer_head_mask(
             self.head_mask, batch=cache.n_rows, config=model.config, device=model.device

@@ -5,7 +5,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bloomlab.errors import CacheError, ShapeError
-from bloomlab.model.cache import KVCache, Marks
+from bloomlab.model.cache import KVCache
+from bloomlab.model.marks import Marks
 from bloomlab.model.pieces import Pieces, appended
 
 
@@ -24,6 +25,7 @@ class Extension:
         query_positions: position of each new token [batch query]; one row if all are alike.
         key_positions: position of each old and new token [batch key]; one row if all are alike.
         keys_seen: False for tokens no query may see [batch key]; None: every token is seen.
+        watches_pattern: whether every layer must hand its pattern to `saw`.
     """
 
     def __init__(
@@ -48,7 +50,9 @@ class Extension:
             )
         self._cache, self._past = cache, list(cache._layers)
         self._layers: list[Pieces] = []
-        self._rows, self._new = batch, new
+        self._rows, self._new, self._valid = batch, new, valid
+        self.watches_pattern = cache.policy is not None and cache.policy.watches_pattern
+        self._received: dict[int, Tensor] = {}
         length = len(cache)
         self._marks, self.keys_seen = None, None
         if cache._marks is None and valid is None and past_visible is None:
@@ -99,4 +103,27 @@ class Extension:
         held = max(len(self._layers), len(self._past))
         if held != n_layer:
             raise CacheError(f"the cache holds {held} layers, the model {n_layer}.")
-        self._cache._grow(self._layers, rows=self._rows, new=self._new, marks=self._marks)
+        self._cache._grow(
+            self._layers,
+            rows=self._rows,
+            new=self._new,
+            marks=self._marks,
+            received=self._received_so_far(),
+        )
+
+    def saw(self, layer: int, pattern: Float[Tensor, "batch head query key"]) -> None:
+        """Note how much attention each token receives in a layer, for the cache's policy."""
+        pattern = pattern.detach()
+        if self._valid is not None:
+            pattern = pattern * self._valid[:, None, :, None]
+        wide = torch.promote_types(pattern.dtype, torch.float32)
+        self._received[layer] = pattern.sum((1, 2), dtype=wide)  # backward may see a layer again
+
+    def _received_so_far(self) -> Tensor | None:
+        if not self._received:
+            return None
+        new = torch.stack([self._received[layer] for layer in sorted(self._received)]).sum(0)
+        before = self._cache._received
+        if before is not None:
+            new[:, : before.shape[1]] += before
+        return new

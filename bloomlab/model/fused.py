@@ -141,7 +141,10 @@ def shared_attention(
             start += piece.length
             k = piece.k[:, :, : columns.stop - columns.start]
             if columns.stop > columns.start:
-                scores.append(_shared_scores(asked, k, alibi[..., columns], bias))
+                stored, share = piece.rows, n_row // piece.rows
+                onto = _shared_alibi(alibi, part, columns=columns, stored=stored, share=share)
+                together = biased_scores(_together(asked, stored), k, bias=bias, alibi=onto)
+                scores.append(_apart(together, n_row))
         pattern = attention_pattern(masked_scores(torch.cat(scores, -1), part), q.dtype)
         shares = pattern.split([len(s[0, 0, 0]) for s in scores], -1)
         read = [
@@ -152,14 +155,25 @@ def shared_attention(
     return torch.cat(parts, 2)
 
 
-def _shared_scores(q: Tensor, k: Tensor, alibi: Tensor, bias: AttentionBias) -> Tensor:
-    n_row, stored = len(q), len(k)
-    if stored < n_row:  # rows that share a piece stand at the same positions in it
-        share = n_row // stored
-        alibi = alibi[::share] if len(alibi) > 1 else alibi
-        if alibi.shape[2] > 1:
-            alibi = alibi.repeat(1, 1, share, 1)
-    return _apart(biased_scores(_together(q, stored), k, bias=bias, alibi=alibi), n_row)
+def _shared_alibi(
+    alibi: Tensor, bias: AttentionBias, *, columns: slice, stored: int, share: int
+) -> Tensor:
+    """The bias onto some columns for the queries of `_together`."""
+    alibi = alibi[..., columns]
+    if len(alibi) > 1 and share > 1:
+        if not bias.once(("alike", columns.start, stored), lambda: _alike(bias, columns, stored)):
+            return _together(alibi.expand(-1, -1, bias.n_query, -1), stored)
+        alibi = alibi[::share]
+    return alibi.repeat(1, 1, share, 1) if alibi.shape[2] > 1 else alibi
+
+
+def _alike(bias: AttentionBias, columns: slice, stored: int) -> bool:
+    """Whether the rows that share a stored row stand at the same positions."""
+    positions = [bias.key_positions[:, columns]]
+    if bias.mode == "exact":
+        positions.append(bias.query_positions)
+    groups = (rearrange(p, "(s r) t -> s r t", s=stored) for p in positions)
+    return all(bool((g == g[:, :1]).all()) for g in groups)
 
 
 def _together(rows: Tensor, stored: int) -> Tensor:

@@ -104,26 +104,43 @@ def layer_head_mask(
 
 
 def visibility(
-    attention_mask: Any, *, batch: int, past: int, new: int, device: torch.device
-) -> Bool[Tensor, "batch key"] | None:
-    """The attention mask as booleans; None where it hides nothing."""
+    attention_mask: Any,
+    *,
+    batch: int,
+    new: int,
+    cache: KVCache | None,
+    device: torch.device,
+) -> tuple[Bool[Tensor, "batch key"] | None, Bool[Tensor, "batch query"] | None]:
+    """The attention mask of cached and of new tokens as booleans; None where it hides nothing.
+
+    A cache that has evicted tokens also takes a mask over all it has seen. Then the part for the
+    new tokens counts alone: what was padding before, the cache knows.
+    """
     if attention_mask is None:
-        return None
+        return None, None
     try:
         mask = torch.as_tensor(attention_mask, device=device)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"attention_mask is {attention_mask!r}, expected 0s and 1s.") from error
-    if mask.shape != (batch, past + new):
+    past = 0 if cache is None else len(cache)
+    history = cache.seen + new if cache is not None and cache.has_evicted else None
+    if mask.shape not in ((batch, past + new), (batch, history)):
         held = f" for {past} cached and {new} new tokens" if past else ""
+        other = "" if history is None else f", or [{batch}, {history}] for all tokens ever seen"
         raise ShapeError(
-            "attention_mask", got=mask.shape, expected=f"[{batch}, {past + new}]{held}"
+            "attention_mask", got=mask.shape, expected=f"[{batch}, {past + new}]{held}{other}"
         )
     visible = mask == 1
     if not bool((visible | (mask == 0)).all()):
         raise InputError(
             "attention_mask holds values other than 0 and 1; additive masks are not supported."
         )
-    return None if bool(visible.all()) else visible
+    if mask.shape[1] == history:
+        visible = visible[:, -new:]
+        return None, None if bool(visible.all()) else visible
+    if bool(visible.all()) and not (cache is not None and cache.has_padding):
+        return None, None
+    return visible[:, :past], visible[:, past:]
 
 
 def attention_bias(
@@ -136,25 +153,20 @@ def attention_bias(
 ) -> tuple[AttentionBias, Extension | None]:
     """Positions and visibility of one forward, and the extension of the cache by it."""
     batch, new, _ = stream.shape
-    past, device = (0 if cache is None else len(cache)), stream.device
+    past, device = (0 if cache is None else cache.seen), stream.device
     columns = torch.arange(past, past + new, device=device)
     if cache_position is not None and cache_position.tolist() != columns.tolist():
         raise CacheError(
             f"cache_position is {cache_position.tolist()}, expected {columns.tolist()}: "
-            f"the cache holds {past} tokens."
+            f"the cache was given {past} tokens."
         )
-    valid = visibility(attention_mask, batch=batch, past=past, new=new, device=device)
-    if valid is None and attention_mask is not None and cache is not None and cache.has_padding:
-        valid = torch.ones(batch, past + new, dtype=torch.bool, device=device)  # refused below
+    past_visible, valid = visibility(
+        attention_mask, batch=batch, new=new, cache=cache, device=device
+    )
     extension = None
     if cache is not None:
         extension = Extension(
-            cache,
-            batch=batch,
-            new=new,
-            device=device,
-            valid=None if valid is None else valid[:, past:],
-            past_visible=None if valid is None else valid[:, :past],
+            cache, batch=batch, new=new, device=device, valid=valid, past_visible=past_visible
         )
         query_positions, key_positions = extension.query_positions, extension.key_positions
         seen = extension.keys_seen

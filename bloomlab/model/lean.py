@@ -17,10 +17,11 @@ from torch.nn.modules import module as torch_module
 from bloomlab.model.alibi import AttentionBias, content
 from bloomlab.model.attention import Attention
 from bloomlab.model.block import MLP, Block, stepwise_gelu
-from bloomlab.model.cache import KVCache, Marks
+from bloomlab.model.cache import KVCache
 from bloomlab.model.embed import Embedding, Unembed
 from bloomlab.model.hooks import HookPoint, hooked, is_hooked
 from bloomlab.model.linear import Linear, Product, product, worth_packing
+from bloomlab.model.marks import Marks
 from bloomlab.model.norm import LayerNorm
 
 # What a model may consist of; anything else (an adapter, an offloaded layer) needs its own forward.

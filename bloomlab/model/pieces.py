@@ -70,14 +70,18 @@ def appended(
     if not pieces:
         return (whole(k.contiguous(), v.contiguous()),)  # views would keep the queries alive too
     *before, last = pieces
-    if k.requires_grad or last.room.k.requires_grad:  # autograd: no writing in place
-        old_k, old_v = joined(pieces, len(k))
-        return (whole(torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)),)
+    adds = len(pieces) < MOST_PIECES  # a piece of its own for the new columns
+    if any(t.requires_grad for t in (k, v, last.room.k, last.room.v)):  # no writing in place
+        if last.rows != len(k) and adds:
+            return (*pieces, whole(k, v))
+        old_k, old_v = joined((last,), len(k))
+        return (*before, whole(torch.cat([old_k, k], 2), torch.cat([old_v, v], 2)))
     goes_on = last.rows == len(k) and last.room.used == last.length
-    if not goes_on and len(pieces) < MOST_PIECES:
+    if not goes_on and adds:
         before, last, goes_on = pieces, Piece(_room(k.shape[2], k), 0), True
     end, room = last.length + k.shape[2], last.room
-    if not goes_on or room.k.shape[2] < end:
+    frozen = room.k.is_inference() and not torch.is_inference_mode_enabled()
+    if not goes_on or room.k.shape[2] < end or frozen:
         room = _room(end, k)
         room.k[:, :, : last.length], room.v[:, :, : last.length] = joined((last,), len(k))
     room.k[:, :, last.length : end], room.v[:, :, last.length : end] = k, v
@@ -105,14 +109,13 @@ def cropped(pieces: Pieces, length: int) -> Pieces:
 
 
 def gathered(pieces: Pieces, rows: Int[Tensor, " chosen"], n_row: int) -> Pieces:
-    """The chosen rows; a piece whose rows stay together in order, or are all one, is shared."""
+    """The chosen rows; a piece whose rows stay together in order is shared, one row stored once."""
     kept = []
     for one in pieces:
         stored = rows // (n_row // one.rows)
         if len(rows) and bool((stored == stored[0]).all()):
-            row = slice(int(stored[0]), int(stored[0]) + 1)
-            same = one.rows == 1
-            kept.append(one if same else whole(one.k[row], one.v[row]))
+            row = stored[:1]  # a copy: a view would keep the other rows' memory
+            kept.append(one if one.rows == 1 else whole(one.k[row], one.v[row]))
             continue
         share, left = divmod(len(rows), one.rows)
         every = torch.arange(one.rows, device=rows.device).repeat_interleave(max(share, 1))
@@ -120,19 +123,6 @@ def gathered(pieces: Pieces, rows: Int[Tensor, " chosen"], n_row: int) -> Pieces
             kept.append(one)
         else:
             kept.append(whole(one.k[stored], one.v[stored]))
-    return tuple(kept)
-
-
-def chosen_columns(pieces: Pieces, columns: Int[Tensor, " kept"]) -> Pieces:
-    """The given columns, in ascending order; a piece that keeps all of its columns is shared."""
-    kept, start = [], 0
-    for one in pieces:
-        inside = columns[(columns >= start) & (columns < start + one.length)] - start
-        start += one.length
-        if len(inside) == one.length:
-            kept.append(one)
-        elif len(inside):
-            kept.append(whole(one.k[:, :, inside], one.v[:, :, inside]))
     return tuple(kept)
 
 

@@ -122,7 +122,9 @@ def _mask(model: Any, ids: Tensor, given: Any, pad_token_id: Any) -> Int[Tensor,
         looks_padded = pad is not None and pad != model.config.eos_token_id
         mask = (ids != pad).long() if looks_padded else torch.ones_like(ids)
     else:
-        shown = visibility(given, batch=len(ids), past=0, new=ids.shape[1], device=ids.device)
+        _, shown = visibility(
+            given, batch=len(ids), new=ids.shape[1], cache=None, device=ids.device
+        )
         mask = torch.ones_like(ids) if shown is None else shown.long()
     if not bool(mask[:, -1].all()):
         raise InputError(
