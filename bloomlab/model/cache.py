@@ -234,14 +234,12 @@ class KVCache(Held):
         received: Tensor | None = None,
     ) -> None:
         """Take over what a forward appended, and drop what the policy does not keep."""
-        grown = self._changed(
-            layers=layers,
-            rows=rows,
-            length=self._length + new,
-            seen=self._seen + new,
-            marks=marks,
-            received=received,
-        )
+        fields = {"layers": layers, "rows": rows, "marks": marks, "received": received}
+        fields |= {"length": self._length + new, "seen": self._seen + new}
+        if self.policy is None and self._lender is None:
+            vars(self).update({f"_{name}": value for name, value in fields.items()})
+            return
+        grown = self._changed(**fields)
         keep = self.policy and self.policy.kept(grown.valid, received)
         if self.policy and keep is not None:
             if not isinstance(keep, Tensor) or keep.dtype != torch.bool:

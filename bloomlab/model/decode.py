@@ -27,7 +27,8 @@ class Decoder:
         cache: what was read already, and where the rest goes; None recomputes the text each time.
         until: columns the text may reach; then steps of one token take the lean way where nothing
             forbids it.
-        pack: whether these may copy weights into a faster order; for callers that edit none.
+        alone: whether nobody touches the model between the steps; then weights may be copied into
+            a faster order, and nothing is looked at again.
 
     Attributes:
         cache: the cache; another one after `reorder` and `repeat`.
@@ -42,9 +43,9 @@ class Decoder:
         head_mask: Any = None,
         cache: KVCache | None = None,
         until: int = 0,
-        pack: bool = False,
+        alone: bool = False,
     ) -> None:
-        self._until, self._pack = until, pack
+        self._until, self._alone = until, alone
         self._lean: LeanDecoder | GraphedDecoder | None = None
         self.model, self.head_mask, self.cache = model, head_mask, cache
         self.length = 0 if cache is None else len(cache)
@@ -93,8 +94,9 @@ class Decoder:
         cache, model = self.cache, self.model
         if not cache or self._hides_more or self.length < self._prompt:
             return None
-        if self._lean is not None and self._lean.can_go_on(cache):
-            return self._lean
+        lean = self._lean
+        if lean is not None and lean.holds(cache) and (self._alone or lean.is_current()):
+            return lean
         self._lean = None
         if cache.policy is not None or cache.n_copies > MOST_COPIES or not suits(model):
             return None
@@ -102,7 +104,7 @@ class Decoder:
             self.head_mask, batch=cache.n_rows, config=model.config, device=model.device
         )
         steps = self._until - self.length
-        lean = LeanDecoder(model, cache, steps=steps, head_mask=masks, pack=self._pack)
+        lean = LeanDecoder(model, cache, steps=steps, head_mask=masks, pack=self._alone)
         self._lean = GraphedDecoder(lean) if worth_capturing(lean, steps) else lean
         return self._lean
 
@@ -113,7 +115,7 @@ class Decoder:
         """
         lean = self._lean
         cache = self.cache
-        if since and cache and isinstance(lean, LeanDecoder) and lean.can_go_on(cache):
+        if since and cache and isinstance(lean, LeanDecoder) and lean.holds(cache):
             lean.reorder(rows, since=since)  # in place: nobody else has this room
             return
         if cache is not None:

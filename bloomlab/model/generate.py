@@ -107,7 +107,7 @@ class Generation(Scoring):
             if streamer is not None:
                 raise InputError("a streamer shows one row: num_beams and num_return_sequences 1.")
         plan = make_plan(self, prompt, chosen, copies=copies)
-        decoder = prompt.decoder(self, head_mask, until=plan.until, pack=streamer is None)
+        decoder = prompt.decoder(self, head_mask, until=plan.until, alone=streamer is None)
         if chosen.num_beams > 1:
             return BeamSearch(plan, decoder).run()
         must_look = streamer is not None or past_key_values is not None
@@ -209,7 +209,8 @@ def _grown(
         for length, grown in enumerate(grow(plan, decoder), plan.start):
             if streamer is not None:
                 streamer.put(grown.token.cpu())
-            unseen.append(torch.stack((grown.sound, grown.finished.all())))
+            ended = grown.finished.all() if plan.stopping else ~grown.sound
+            unseen.append(torch.stack((grown.sound, ended)))
             if len(unseen) < look_every and length + 1 < text.shape[1]:
                 continue
             first = length + 1 - len(unseen)

@@ -17,6 +17,12 @@ def worth_capturing(lean: LeanDecoder, steps: int) -> bool:
     return lean.cache.device.type == "cuda" and steps >= WORTHWHILE and free
 
 
+def fill_ahead(lean: LeanDecoder) -> None:
+    """Zero the columns to come: fixed shapes read them too, and 0 x nan would be nan."""
+    for room in lean.rooms:
+        room.k[:, :, room.used :], room.v[:, :, room.used :] = 0, 0
+
+
 def static_step(
     lean: LeanDecoder, ids: Int[Tensor, " batch"], column: Int[Tensor, " one"]
 ) -> Float[Tensor, "batch vocab"]:
@@ -38,6 +44,7 @@ class GraphedDecoder:
         device = lean.cache.device
         self._ids = torch.zeros(lean.rows, dtype=torch.long, device=device)
         self._column = torch.full((1,), len(lean.cache), device=device)
+        fill_ahead(lean)
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):  # kernels choose their workspaces before the capture
@@ -48,9 +55,13 @@ class GraphedDecoder:
         with torch.cuda.graph(self._graph):
             self._logits = static_step(lean, self._ids, self._column)
 
-    def can_go_on(self, cache: KVCache) -> bool:
-        """Whether the captured step still is the one to take: no hook at all, nothing replaced."""
-        return self._lean.can_go_on(cache) and not any(map(is_hooked, self._points))
+    def holds(self, cache: KVCache) -> bool:
+        """As `LeanDecoder.holds`."""
+        return self._lean.holds(cache)
+
+    def is_current(self) -> bool:
+        """As `LeanDecoder.is_current`; a replay calls no hook at all."""
+        return self._lean.is_current() and not any(map(is_hooked, self._points))
 
     def advance(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         """Logits after one more token a row, which the cache then holds."""

@@ -55,11 +55,12 @@ def grow(
             logits = decoder.advance(text[:, length - 1 : length])
         scores = processed(plan.processors, text[:, :length], logits)
         ranks = scores if plan.draws is None else plan.draws.race(scores)
-        token = ranks.argmax(-1)
-        sound = ranks.gather(-1, token[:, None]).isfinite().all()
+        best, token = ranks.max(-1)
+        sound = best.isfinite().all()
         if forced is not None and length - start < n_forced:
             token = forced[:, length - start]
-        token = token.masked_fill(finished, plan.pad)
+        if plan.stopping:
+            token = token.masked_fill(finished, plan.pad)
         text[:, length] = token
         if plan.stopping and length - start >= n_forced:
             finished = finished | plan.stopping(text[:, : length + 1], scores)  # pyright: ignore[reportArgumentType]  # LongTensor stubs

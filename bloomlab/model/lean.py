@@ -149,7 +149,9 @@ class LeanDecoder:
         self.scale = 1 / math.sqrt(config.hidden_size // config.n_head)
         self.post_norm_skip = config.apply_residual_connection_post_layernorm
         self.embed_ln, self.ln_final = model.embed_ln, model.ln_final
-        made = partial(product, rows=self.rows, pack=pack and worth_packing(model, steps=steps))
+        made = partial(
+            product, rows=self.rows, pack=pack and worth_packing(model, rows=self.rows, steps=steps)
+        )
         self._unpassed, self._mode = _unpassed(model), model.alibi
         self._slopes = [(block, content(block.attn.slopes)) for block in model.blocks]
         self._parameters = [
@@ -177,17 +179,17 @@ class LeanDecoder:
             )
         ]
 
-    def can_go_on(self, cache: KVCache) -> bool:
-        """Whether this decoder can take the cache on as it, the model and its hooks are now."""
-        model = self.model
+    def holds(self, cache: KVCache) -> bool:
+        """Whether this is the decoder's cache, as the decoder left it, with room for a token."""
+        return cache is self.cache and len(cache) < self.capacity and cache.fills(self.rooms)
+
+    def is_current(self) -> bool:
+        """Whether the model is the one of the beginning, with no hook that would not be called."""
         return (
-            cache is self.cache
-            and len(cache) < self.capacity
-            and cache.fills(self.rooms)
-            and _in_force(model)
+            _in_force(self.model)
             and not any(map(is_hooked, self._unpassed))
             and all(held.get(name) is value for held, name, value in self._parameters)
-            and model.alibi == self._mode
+            and self.model.alibi == self._mode
             and all(content(block.attn.slopes) == one for block, one in self._slopes)
         )
 
@@ -221,38 +223,42 @@ class LeanDecoder:
         As many columns are attended to as the biases have.
         """
         rows, post = self.rows, self.post_norm_skip
-        norm = partial(F.layer_norm, normalized_shape=self.width, eps=self.eps)
+        width, eps = self.width, self.eps
         resid = passed(self.model.embed.hook_out, F.embedding(ids, self.model.embed.weight))
-        resid = norm(resid, weight=self.embed_ln.weight, bias=self.embed_ln.bias)
+        resid = torch.layer_norm(resid, width, self.embed_ln.weight, self.embed_ln.bias, eps)
         resid = passed(self.model.hook_embed, resid)
         end = biases[0].shape[-1]
         for layer in self.layers:
             points, (gain1, bias1, gain2, bias2) = layer.points, layer.norms
             resid = passed(points.resid_pre, resid)
-            normed = norm(resid, weight=gain1, bias=bias1)
+            normed = torch.layer_norm(resid, width, gain1, bias1, eps)
             q, k, v = layer.qkv(normed).view(rows, self.n_head, 3, -1).unbind(2)
             q, k, v = passed(points.q, q), passed(points.k, k), passed(points.v, v)
             if isinstance(column, int):
-                layer.k[:, :, column], layer.v[:, :, column] = k, v
+                layer.k.select(2, column).copy_(k)
+                layer.v.select(2, column).copy_(v)
             else:
                 layer.k.index_copy_(2, column, k[:, :, None])
                 layer.v.index_copy_(2, column, v[:, :, None])
-            z = self._read(q, layer.k[:, :, :end], layer.v[:, :, :end], biases[layer.table])
+            seen = layer.k.narrow(2, 0, end), layer.v.narrow(2, 0, end)
+            z = self._read(q, *seen, biases[layer.table])
             if layer.head_mask is not None:
                 z = z * layer.head_mask
             attn_out = layer.o(passed(points.z, z).reshape(rows, -1))
             attn_out = passed(points.attn_out, attn_out)
             resid = passed(points.resid_mid, (normed if post else resid) + attn_out)
-            normed = norm(resid, weight=gain2, bias=bias2)
+            normed = torch.layer_norm(resid, width, gain2, bias2, eps)
             pre = passed(points.pre, layer.fc_in(normed))
             gelu = stepwise_gelu(pre) if self.rounded else F.gelu(pre, approximate="tanh")
             mlp_out = passed(points.mlp_out, layer.fc_out(passed(points.post, gelu)))
             resid = passed(points.resid_post, (normed if post else resid) + mlp_out)
-        return self.unembed(norm(resid, weight=self.ln_final.weight, bias=self.ln_final.bias))
+        final = self.ln_final
+        return self.unembed(torch.layer_norm(resid, width, final.weight, final.bias, eps))
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         if not self.rounded:
-            return F.scaled_dot_product_attention(q[:, :, None], k, v, attn_mask=bias)[:, :, 0]
+            read = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=bias)
+            return read.squeeze(2)
         rows = bias.expand(len(q), self.n_head, 1, -1).flatten(0, 1)
         scores = torch.baddbmm(rows, q.flatten(0, 1)[:, None], k.flatten(0, 1).mT, alpha=self.scale)
         return (scores.softmax(-1) @ v.flatten(0, 1)).view(q.shape)

@@ -138,8 +138,8 @@ def reserved(pieces: Pieces, n_row: int, columns: int) -> Room:
     free = last.rows == n_row and last.room.used == length == last.length
     if free and last.room.k.shape[2] >= length + columns:
         return last.room
-    k = last.k.new_zeros(n_row, last.k.shape[1], length + columns, last.k.shape[3])
-    room = Room(k, torch.zeros_like(k), length)  # read in fixed shapes, where 0 x nan is nan
+    k = last.k.new_empty(n_row, last.k.shape[1], length + columns, last.k.shape[3])
+    room = Room(k, torch.empty_like(k), length)
     start = 0
     for one in pieces:
         end = start + one.length

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bloomlab as bl
-from bloomlab.model.graphs import static_step
+from bloomlab.model.graphs import fill_ahead, static_step
 from bloomlab.model.inputs import layer_head_mask
 from bloomlab.model.lean import LeanDecoder, suits
 from tests.tiny import distance_in_eps, pair, tokens
@@ -58,6 +58,7 @@ def test_a_step_of_fixed_shapes_equals_a_forward(dtype, padded):
     """What a GPU captures, run on the CPU: the column is data and later columns are masked."""
     ours, past, other = started(padded, dtype=dtype)
     lean = LeanDecoder(ours, past, steps=STEPS)
+    fill_ahead(lean)
     column = torch.tensor([0])
     for step in range(STEPS):
         new = tokens(3, 1, seed=step)
@@ -112,19 +113,19 @@ def test_a_step_that_is_interrupted_leaves_the_cache_as_it_was(monkeypatch):
     assert len(past) == 13
     new = tokens(3, 1, seed=6)
     expected = ours(new, past_key_values=other).logits[:, -1]
-    assert lean.can_go_on(past)
+    assert lean.holds(past)
     assert distance_in_eps(lean.advance(new[:, 0]), expected) < 200
 
 
 def test_it_knows_whether_it_can_take_a_cache_on():
     ours, past, other = started()
     lean = LeanDecoder(ours, past, steps=2)
-    assert lean.can_go_on(past)
-    assert not lean.can_go_on(other)
+    assert lean.holds(past)
+    assert not lean.holds(other)
     ours(tokens(3, 1), past_key_values=past)  # a forward in between, in the same room
-    assert lean.can_go_on(past)
+    assert lean.holds(past)
     lean.advance(tokens(3, 1)[:, 0])
-    assert not lean.can_go_on(past)  # no room left
+    assert not lean.holds(past)  # no room left
     expected = ours(torch.cat([tokens(3, 12), tokens(3, 1), tokens(3, 1)], 1)).logits[:, -1]
     assert (
         distance_in_eps(ours(tokens(3, 1), past_key_values=past.crop(13)).logits[:, -1], expected)
@@ -192,24 +193,24 @@ def test_it_notices_a_hook_it_would_not_call():
     lean = LeanDecoder(ours, past, steps=STEPS)
     for name, fine in (("hook_resid_post", True), ("attn.hook_pattern", False)):
         with ours.hooks(fwd_hooks=[(f"blocks.0.{name}", lambda value, hook: None)]):
-            assert lean.can_go_on(past) == fine
+            assert lean.is_current() == fine
     with torch.enable_grad():
-        assert not lean.can_go_on(past)
+        assert not lean.is_current()
 
 
 def test_it_notices_other_weights_or_slopes():
     ours, past, _ = started()
     lean = LeanDecoder(ours, past, steps=STEPS)
-    assert lean.can_go_on(past)
+    assert lean.is_current()
     ours.blocks[0].attn.slopes[2] += 0.1
-    assert not lean.can_go_on(past)
+    assert not lean.is_current()
     ours.blocks[0].attn.slopes[2] -= 0.1
     lean = LeanDecoder(ours, past, steps=STEPS)
     ours.blocks[1].mlp.fc_in.weight = torch.nn.Parameter(ours.blocks[1].mlp.fc_in.weight * 2)
-    assert not lean.can_go_on(past)
+    assert not lean.is_current()
     lean = LeanDecoder(ours, past, steps=STEPS)
     ours.alibi = "exact"
-    assert not lean.can_go_on(past)
+    assert not lean.is_current()
 
 
 def test_dropout_and_slices_forbid_it():
