@@ -1,7 +1,5 @@
 """MLP and the transformer block, each intermediate behind a hook point."""
 
-from functools import partial
-
 import torch
 from einops import repeat
 from jaxtyping import Float
@@ -55,9 +53,12 @@ class MLP(nn.Module):
 
         `rounded` computes the GELU operation by operation, rounding as transformers does.
         """
-        pre = hooked(self.hook_pre, self.fc_in(x))
-        gelu = stepwise_gelu if rounded else partial(F.gelu, approximate="tanh")
-        post = hooked(self.hook_post, gelu(pre))
+        if rounded or is_hooked(self.hook_pre) or not isinstance(self.fc_in, Linear):
+            pre = hooked(self.hook_pre, self.fc_in(x))
+            post = stepwise_gelu(pre) if rounded else F.gelu(pre, approximate="tanh")
+        else:
+            post = self.fc_in.gelu(x)
+        post = hooked(self.hook_post, post)
         return sliced_linear(self.fc_out, post, self.tp)
 
 

@@ -11,9 +11,11 @@ from torch.nn import functional as F
 from bloomlab.model.cache import KVCache
 from bloomlab.model.graphs import GraphedDecoder, worth_capturing
 from bloomlab.model.inputs import layer_head_mask
-from bloomlab.model.lean import LeanDecoder, suits
+from bloomlab.model.lean import LeanDecoder, Products, products
+from bloomlab.model.passing import suits
 
 GROWTH = 256  # columns by which mask and text grow, at least
+STRIDE = 256  # columns for which lean steps make room at a time
 MOST_COPIES = 16  # of a shared past; more rows go on sharing it, each step a forward
 
 
@@ -47,6 +49,7 @@ class Decoder:
     ) -> None:
         self._until, self._alone = until, alone
         self._lean: LeanDecoder | GraphedDecoder | None = None
+        self._multiply: Products | None = None
         self.model, self.head_mask, self.cache = model, head_mask, cache
         self.length = 0 if cache is None else len(cache)
         self._prompt, self._mask = mask.shape[1], mask  # what lies beyond the prompt is ones
@@ -104,7 +107,16 @@ class Decoder:
             self.head_mask, batch=cache.n_rows, config=model.config, device=model.device
         )
         steps = self._until - self.length
-        lean = LeanDecoder(model, cache, steps=steps, head_mask=masks, pack=self._alone)
+        if self._multiply is None or not self._alone:
+            pack = self._alone
+            self._multiply = products(model, rows=cache.n_rows, steps=steps, pack=pack)
+        lean = LeanDecoder(
+            model,
+            cache,
+            steps=min(steps, STRIDE),
+            head_mask=masks,
+            multiply=self._multiply,
+        )
         self._lean = GraphedDecoder(lean) if worth_capturing(lean, steps) else lean
         return self._lean
 
@@ -146,6 +158,7 @@ class Decoder:
         self.length = length
 
     def _take(self, rows: Tensor) -> None:
+        self._lean = self._multiply = None
         self._mask = self._mask[rows]
         self._text = None if self._text is None else self._text[rows]
         if isinstance(self.head_mask, Tensor) and self.head_mask.ndim == 3:

@@ -17,12 +17,6 @@ def worth_capturing(lean: LeanDecoder, steps: int) -> bool:
     return lean.cache.device.type == "cuda" and steps >= WORTHWHILE and free
 
 
-def fill_ahead(lean: LeanDecoder) -> None:
-    """Zero the columns to come: fixed shapes read them too, and 0 x nan would be nan."""
-    for room in lean.rooms:
-        room.k[:, :, room.used :], room.v[:, :, room.used :] = 0, 0
-
-
 def static_step(
     lean: LeanDecoder, ids: Int[Tensor, " batch"], column: Int[Tensor, " one"]
 ) -> Float[Tensor, "batch vocab"]:
@@ -44,7 +38,7 @@ class GraphedDecoder:
         device = lean.cache.device
         self._ids = torch.zeros(lean.rows, dtype=torch.long, device=device)
         self._column = torch.full((1,), len(lean.cache), device=device)
-        fill_ahead(lean)
+        lean.clear_ahead()
         stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):  # kernels choose their workspaces before the capture

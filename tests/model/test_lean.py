@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import bloomlab as bl
-from bloomlab.model.graphs import fill_ahead, static_step
+from bloomlab.model.graphs import static_step
 from bloomlab.model.inputs import layer_head_mask
-from bloomlab.model.lean import LeanDecoder, suits
+from bloomlab.model.lean import LeanDecoder
+from bloomlab.model.passing import suits
 from tests.tiny import distance_in_eps, pair, tokens
 
 STEPS = 5
@@ -58,7 +59,7 @@ def test_a_step_of_fixed_shapes_equals_a_forward(dtype, padded):
     """What a GPU captures, run on the CPU: the column is data and later columns are masked."""
     ours, past, other = started(padded, dtype=dtype)
     lean = LeanDecoder(ours, past, steps=STEPS)
-    fill_ahead(lean)
+    lean.clear_ahead()
     column = torch.tensor([0])
     for step in range(STEPS):
         new = tokens(3, 1, seed=step)
@@ -105,11 +106,11 @@ def test_a_step_that_is_interrupted_leaves_the_cache_as_it_was(monkeypatch):
     def interrupt(stream):
         raise KeyboardInterrupt
 
-    whole = lean.unembed
-    lean.unembed = interrupt
+    whole = lean.multiply
+    lean.multiply = whole._replace(unembed=interrupt)
     with pytest.raises(KeyboardInterrupt):
         lean.advance(tokens(3, 1, seed=5)[:, 0])
-    lean.unembed = whole
+    lean.multiply = whole
     assert len(past) == 13
     new = tokens(3, 1, seed=6)
     expected = ours(new, past_key_values=other).logits[:, -1]
