@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bloomlab.model.alibi import AttentionBias, content
-from bloomlab.model.block import stepwise_gelu
+from bloomlab.model.block import rounded_gelu
 from bloomlab.model.cache import KVCache
 from bloomlab.model.hooks import is_hooked
 from bloomlab.model.linear import Product, product, worth_packing
@@ -193,7 +193,7 @@ class LeanDecoder:
             resid = passed(points.resid_mid, (normed if post else resid) + attn_out)
             normed = torch.layer_norm(resid, width, gain2, bias2, eps)
             pre = passed(points.pre, layer.fc_in(normed))
-            gelu = stepwise_gelu(pre) if self.rounded else F.gelu(pre, approximate="tanh")
+            gelu = rounded_gelu(pre) if self.rounded else F.gelu(pre, approximate="tanh")
             mlp_out = passed(points.mlp_out, layer.fc_out(passed(points.post, gelu)))
             resid = passed(points.resid_post, (normed if post else resid) + mlp_out)
         final = self.ln_final

@@ -1,6 +1,7 @@
 """Products with a weight matrix, by the fastest kernel that computes the same sums."""
 
 from collections.abc import Callable
+from functools import partial
 
 import psutil
 import torch
@@ -77,9 +78,12 @@ def product(weight: Tensor, bias: Tensor | None, *, rows: int, pack: bool) -> Pr
     """A function that multiplies [rows d_in] by the weight, for use many times without gradients.
 
     On a CPU each format has a way that reads the weight about as fast as memory gives it: a copy
-    of it in the processor's own order (`pack`), or for one row in float32 a batch of its parts.
+    of it in the processor's own order (`pack`), a batch of its parts for one row in float32, and
+    torch's own kernel instead of oneDNN's for one row in bfloat16, if no cache holds the weights.
     """
     if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        if pack and rows == 1 and weight.dtype == torch.bfloat16:
+            return partial(_without_onednn, weight=weight, bias=bias)
         if pack or (weight.dtype == torch.float32 and rows > 1):
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if pack else weight
             return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
@@ -89,6 +93,15 @@ def product(weight: Tensor, bias: Tensor | None, *, rows: int, pack: bool) -> Pr
             offset = parts.new_zeros(()) if bias is None else bias.view(PARTS, -1, 1)
             return lambda x: torch.baddbmm(offset, parts, x.T.expand(PARTS, -1, 1)).view(1, -1)
     return lambda x: F.linear(x, weight, bias)
+
+
+def _without_onednn(x: Tensor, *, weight: Tensor, bias: Tensor | None) -> Tensor:
+    before = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        return F.linear(x, weight, bias)
+    finally:
+        torch.backends.mkldnn.enabled = before
 
 
 def worth_packing(model: nn.Module, *, rows: int, steps: int) -> bool:
@@ -102,7 +115,7 @@ def worth_packing(model: nn.Module, *, rows: int, steps: int) -> bool:
     size = sum(p.numel() * p.element_size() for p in weights)
     kinds = {(p.dtype, p.device.type) for p in weights}
     pays = {
-        (torch.bfloat16, "cpu"): size >= OUTGROWN and steps >= 8,
+        (torch.bfloat16, "cpu"): size >= OUTGROWN and (rows == 1 or steps >= 32),
         (torch.float32, "cpu"): rows > 1 and steps >= 32,
     }
     return (

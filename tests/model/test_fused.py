@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bloomlab as bl
 from bloomlab.model.alibi import AttentionBias, absolute_alibi, alibi_slopes
+from bloomlab.model.block import rounded_gelu, stepwise_gelu
 from bloomlab.model.fused import fused_attention, riding, rounded_attention
 from bloomlab.model.scores import attention_pattern, attention_scores
 from tests.tiny import distance_in_eps, pair, tokens
@@ -172,3 +173,14 @@ def test_no_tensor_of_queries_times_keys_is_made(dtype, padded, alibi):
         sizes.append(largest.numel)
     assert sizes[1] <= 2 * sizes[0]  # linear
     assert sizes[1] < 2048 * 2048
+
+
+@pytest.mark.parametrize("dtype", HALF)
+def test_the_table_of_gelus_holds_what_each_operation_rounds_to(dtype):
+    every = torch.arange(2**16, dtype=torch.int32).to(torch.int16).view(dtype).reshape(16, -1)
+    expected = every * 0.5 * (1.0 + torch.tanh(0.79788456 * every * (1 + 0.044715 * every * every)))
+    got = rounded_gelu(every)
+    assert torch.equal(got.isnan(), expected.isnan())
+    assert torch.equal(got.nan_to_num(), expected.nan_to_num())
+    strided = torch.randn(6, 8).to(dtype).T
+    assert torch.equal(rounded_gelu(strided), stepwise_gelu(strided))
