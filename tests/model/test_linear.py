@@ -1,4 +1,4 @@
-"""Every way to multiply by a weight gives the product, and none is taken where more is asked for."""
+"""Every way to multiply by a weight gives the product; none is taken where more is asked."""
 
 import pytest
 import torch
