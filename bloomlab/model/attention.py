@@ -175,9 +175,10 @@ class Attention(nn.Module):
         return pattern @ v, pattern
 
     def _hooked_alibi(self, q: Tensor, k: Tensor, bias: AttentionBias) -> Tensor:
-        # a copy with every query's own row, so that a hook may edit any entry in place
-        shape = (len(q), self.n_head, q.shape[2], k.shape[2])
-        return hooked(self.hook_alibi, bias.alibi(self.slopes).expand(shape).contiguous())
+        alibi = bias.alibi(self.slopes).expand(len(q), self.n_head, q.shape[2], k.shape[2])
+        if self.hook_alibi.may_be_edited():  # every query needs its own row: any entry may change
+            alibi = alibi.contiguous()
+        return hooked(self.hook_alibi, alibi)
 
     def _projected(self, head_input: Tensor | None, part: int, otherwise: Tensor) -> Tensor:
         if head_input is None:
