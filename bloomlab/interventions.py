@@ -8,7 +8,7 @@ generation is the forward of the prompt, step t >= 1 that of generated token t -
 without a cache, an edit gives what one full forward with the same edit at that column gives.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from numbers import Real
 from typing import Any
@@ -88,7 +88,7 @@ def patch(name: Any, source: Any, *, heads: Any = None) -> Intervention:
     if not isinstance(name, str):
         raise InputError(f"a hook name is {name!r}, expected a string.")
     edit = partial(_replaced, source=_recorded(name, source), fade=False)
-    return Intervention(name=name, edit=edit, heads=_heads(heads))
+    return Intervention(name=name, edit=edit, heads=_heads(heads), by_column=True)
 
 
 def steer(where: Any, vector: Any, *, coefficient: Any = 1.0) -> Intervention:
@@ -160,8 +160,9 @@ def scale_slopes(layer: Any, heads: Any, *, factor: Any) -> Intervention:
     return _at_heads(layer, "hook_alibi", heads, partial(_scaled, factor=_number("factor", factor)))
 
 
-def _at_heads(layer: Any, point: str, heads: Any, edit: Callable[..., Tensor]) -> Intervention:
-    return Intervention(name=f"blocks.{_layer(layer)}.attn.{point}", edit=edit, heads=_heads(heads))
+def _at_heads(layer: Any, point: str, heads: Any, edit: partial[Tensor]) -> Intervention:
+    name, by_column = f"blocks.{_layer(layer)}.attn.{point}", edit.func in (_replaced, _cut)
+    return Intervention(name=name, edit=edit, heads=_heads(heads), by_column=by_column)
 
 
 def _layer(layer: Any) -> int:

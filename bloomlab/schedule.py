@@ -33,11 +33,11 @@ class Spot(NamedTuple):
 class Intervention:
     """An edit at one hook point with a schedule; made by `bloomlab.interventions`' factories.
 
-    Stands wherever a `(hook name, function)` pair does: in `model.stream(interventions=[...])`, in
-    `model.run_with_hooks(tokens, fwd_hooks=[...])` and `model.hooks(fwd_hooks=[...])`. The latter
-    two cannot know where a prompt ended and take all of the text for one (start 0, step 0), so
-    that `during("generation")` and `at_steps` find nothing to act on; columns work everywhere.
-    Otherwise say it: `fwd_hooks=edit.hooks(start, step)`.
+    Goes into `generate` and `stream` (`interventions=[...]`), and stands wherever a pair of hook
+    name and function does: `model.run_with_hooks(tokens, fwd_hooks=[...])`, `model.hooks(...)`.
+    Those two take the text for one prompt that starts at column 0 (start 0, step 0), so that
+    `during("generation")` and `at_steps` find nothing to act on; a forward that goes on from a
+    cache refuses them. There say it: `fwd_hooks=edit.hooks(start, step)`.
 
     Attributes:
         name: the hook point; checked when it is attached.
@@ -49,6 +49,7 @@ class Intervention:
         enters_cache: whether the edited step's keys and values are what later steps see.
         steps: every one must hold for a step.
         predicates: every one must hold for a step and a column.
+        by_column: whether the edit itself asks for columns.
     """
 
     name: str
@@ -59,6 +60,12 @@ class Intervention:
     enters_cache: bool = True
     steps: tuple[Callable[[int], bool], ...] = field(default=(), repr=False)
     predicates: tuple[Callable[[int, int], Any], ...] = field(default=(), repr=False)
+    by_column: bool = field(default=False, repr=False)
+
+    @property
+    def counts(self) -> bool:
+        """Whether it matters at which column and step a forward starts."""
+        return bool(self.columns is not None or self.steps or self.predicates or self.by_column)
 
     def during(self, period: Any) -> "Intervention":
         """Acts only while the "prompt" runs (step 0) or only in the "generation" after it."""

@@ -96,7 +96,8 @@ class AttentionBias:
         self.device = key_positions.device
         autocast = torch.is_autocast_enabled(self.device.type)
         self.dtype = torch.get_autocast_dtype(self.device.type) if autocast else dtype
-        # CPU kernels take a float32 mask beside half precision: float16 then cannot overflow.
+        # CPU kernels take a float32 mask beside half precision: float16 then cannot overflow. On a
+        # GPU the mask has the model's format, and "exact" is rounded to it.
         wide = self.device.type == "cpu" and not autocast
         self.mask_dtype = torch.promote_types(dtype, torch.float32) if wide else self.dtype
         self.rounded = rounds(mode, self.dtype, self.device) if rounded is None else rounded

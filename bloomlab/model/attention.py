@@ -7,6 +7,7 @@ import torch
 from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from bloomlab.model.alibi import AttentionBias, alibi_slopes
@@ -151,7 +152,13 @@ class Attention(nn.Module):
 
     def _is_watched(self) -> bool:
         dropping = self.training and self.dropout > 0
-        return dropping or is_hooked(self.hook_attn_scores) or is_hooked(self.hook_pattern)
+        forward_gradients = forward_ad._current_level >= 0  # fused kernels have none
+        return (
+            dropping
+            or forward_gradients
+            or is_hooked(self.hook_attn_scores)
+            or is_hooked(self.hook_pattern)
+        )
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: AttentionBias) -> Tensor:
         # the backward pass of fused kernels is wrong for queries that see nothing

@@ -201,6 +201,7 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         cache = KVCache() if past_key_values is None and use_cache else past_key_values
         if cache is not None and not isinstance(cache, KVCache):
             cache = KVCache.lent(cache, attention_mask)
+        self.require_whole_text(0 if cache is None else len(cache))
         bias, extension = attention_bias(
             resid,
             attention_mask=attention_mask,

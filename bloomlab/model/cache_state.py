@@ -67,6 +67,11 @@ class Held:
         return self._marks or Marks.of_rows(self._rows, self._length, self.device)
 
     @property
+    def has_lender(self) -> bool:
+        """Whether this cache stands for one of transformers', which grows with it."""
+        return self._lender is not None
+
+    @property
     def n_copies(self) -> int:
         """How many rows share what is stored once, at most."""
         return max((self._rows // one.rows for one in self._layers[0]), default=1) if self else 1

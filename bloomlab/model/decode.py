@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from bloomlab.errors import CacheError
 from bloomlab.model.cache import KVCache
 from bloomlab.model.graphs import GraphedDecoder, worth_capturing
 from bloomlab.model.inputs import layer_head_mask
@@ -52,6 +53,7 @@ class Decoder:
         self._multiply: Products | None = None
         self.model, self.head_mask, self.cache = model, head_mask, cache
         self.length = 0 if cache is None else len(cache)
+        self._before: dict[str, Any] = {}  # the cache before the last step, if it drops tokens
         self._prompt, self._mask = mask.shape[1], mask  # what lies beyond the prompt is ones
         self._text = mask.new_zeros(len(mask), 0) if cache is None else None
         # the cache knows its padding; a mask that hides more has to come along at every step
@@ -70,6 +72,11 @@ class Decoder:
         A forward that raises or is interrupted leaves cache and decoder as they were.
         """
         end = self.length + ids.shape[1]
+        if self.cache is not None:
+            self.model.require_whole_text(len(self.cache))
+            self._require_own_growth(self.cache)
+        if self.cache is not None and self.cache.policy is not None:
+            self._before = vars(self.cache) | {"_layers": list(self.cache._layers)}
         lean = self._lean_way() if ids.shape[1] == 1 and self.length < self._until else None
         if lean is not None:
             logits = lean.advance(ids[:, 0])
@@ -93,6 +100,13 @@ class Decoder:
         self.length = end
         return logits[:, -1]
 
+    def _require_own_growth(self, cache: KVCache) -> None:
+        if cache.policy is None and len(cache) != self.length:
+            raise CacheError(
+                f"the cache holds {len(cache)} tokens where {self.length} were read: something "
+                "else grew or cropped it between two steps. Give that a fork() of it."
+            )
+
     def _lean_way(self) -> LeanDecoder | GraphedDecoder | None:
         cache, model = self.cache, self.model
         if not cache or self._hides_more or self.length < self._prompt:
@@ -101,7 +115,8 @@ class Decoder:
         if lean is not None and lean.holds(cache) and (self._alone or lean.is_current()):
             return lean
         self._lean = None
-        if cache.policy is not None or cache.n_copies > MOST_COPIES or not suits(model):
+        foreign = cache.policy is not None or cache.has_lender
+        if foreign or cache.n_copies > MOST_COPIES or not suits(model):
             return None
         masks = layer_head_mask(
             self.head_mask, batch=cache.n_rows, config=model.config, device=model.device
@@ -127,7 +142,7 @@ class Decoder:
         """
         lean = self._lean
         cache = self.cache
-        if since and cache and isinstance(lean, LeanDecoder) and lean.holds(cache):
+        if since and cache and lean is not None and lean.holds(cache):
             lean.reorder(rows, since=since)  # in place: nobody else has this room
             return
         if cache is not None:
@@ -146,15 +161,20 @@ class Decoder:
         twin = copy.copy(self)
         twin._lean, twin._until = None, 0  # whatever it reads, the shared past is not copied
         if self.cache is not None:
-            twin.cache = self.cache.fork() if self.cache.n_rows else KVCache()
+            empty = KVCache(policy=self.cache.policy)
+            twin.cache = self.cache.fork() if self.cache.n_rows else empty
         twin._text = None if self._text is None else self._text.clone()
         return twin
 
     def rewind(self, length: int) -> None:
-        """Back to when only the first `length` columns had been read, in the cache itself too."""
-        if self.cache is not None:
-            earlier = self.cache.crop(length) if length else KVCache()
-            self.cache.__dict__.update(earlier.__dict__)
+        """Back to when only the first `length` columns had been read, in the cache itself too.
+
+        A cache that drops tokens can only go back by one step.
+        """
+        if self.cache is not None and length != self.length:
+            drops = self.cache.policy is not None
+            earlier = self._before if drops else vars(self.cache.crop(length))
+            vars(self.cache).update(earlier)
         self.length = length
 
     def _take(self, rows: Tensor) -> None:

@@ -15,6 +15,7 @@ from bloomlab.model.beams import BeamSearch
 from bloomlab.model.bloom import Inputs
 from bloomlab.model.decode import Decoder
 from bloomlab.model.growing import broken, grow
+from bloomlab.model.inputs import layer_head_mask
 from bloomlab.model.instrument import Instrumented, check_interventions
 from bloomlab.model.options import GenerationOptions, takes_options
 from bloomlab.model.plan import Plan, make_plan
@@ -26,7 +27,7 @@ LOOK_EVERY = 16  # steps between two looks at what the device found
 N_TOP = 10
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Step:
     """One generated token for every row, and how it came about.
 
@@ -70,6 +71,7 @@ class Generation(Scoring):
         attention_mask: Any = None,
         head_mask: Any = None,
         past_key_values: Any = None,
+        interventions: Any = (),
         streamer: Any = None,
         generation_config: Any = None,
         **options: Any,
@@ -90,6 +92,7 @@ class Generation(Scoring):
                 all but the last token (not with several rows a prompt, which fork it). After
                 `evict` it cannot be compared with a prompt: `input_ids` are then only the new
                 tokens that follow it.
+            interventions: as in `stream`; not with beams or a streamer.
             streamer: one of transformers', for a single row a prompt; gets every token.
             generation_config: transformers' GenerationConfig for what is not given otherwise.
             **options: GenerationOptions.
@@ -101,13 +104,30 @@ class Generation(Scoring):
         """
         chosen = GenerationOptions.of(self.generate, options, generation_config)
         prompt = self._prompt(input_ids, attention_mask, past_key_values, chosen)
+        if interventions := check_interventions(self, interventions):
+            if chosen.num_beams > 1 or streamer is not None:
+                raise InputError("interventions act in a generation without beams or a streamer.")
+            steps = self.stream(
+                input_ids,
+                attention_mask=attention_mask,
+                head_mask=head_mask,
+                past_key_values=past_key_values,
+                interventions=interventions,
+                generation_config=generation_config,
+                **options,
+            )
+            text = prompt.ids.repeat_interleave(chosen.num_return_sequences, 0)
+            return torch.cat([text, *(step.token[:, None] for step in steps)], -1)
+        head_mask = self._full_mask(head_mask, prompt)
         copies = max(chosen.num_beams, chosen.num_return_sequences)
         if copies > 1:
             prompt = prompt.repeated(1)  # the caller's cache is left alone
             if streamer is not None:
                 raise InputError("a streamer shows one row: num_beams and num_return_sequences 1.")
         plan = make_plan(self, prompt, chosen, copies=copies)
-        decoder = prompt.decoder(self, head_mask, until=plan.until, alone=streamer is None)
+        decoder = prompt.decoder(
+            self, head_mask, until=plan.until, alone=not chosen.callbacks and streamer is None
+        )
         if chosen.num_beams > 1:
             return BeamSearch(plan, decoder).run()
         must_look = streamer is not None or past_key_values is not None
@@ -161,9 +181,10 @@ class Generation(Scoring):
                 "to stream. Use generate, or num_beams=1."
             )
         prompt = self._prompt(input_ids, attention_mask, past_key_values, chosen)
+        head_mask = self._full_mask(head_mask, prompt)
         if (n := chosen.num_return_sequences) > 1:  # every step has all rows
             prompt = prompt.repeated(n)
-            if isinstance(head_mask, Tensor) and head_mask.ndim == 3 and len(head_mask) > 1:
+            if head_mask is not None and len(head_mask) > 1:
                 head_mask = head_mask.repeat_interleave(n, 0)
         given = read_forced(self, forced, len(prompt.ids))
         if given is not None and chosen.max_new_tokens is None and chosen.max_length is None:
@@ -179,6 +200,10 @@ class Generation(Scoring):
                 "trace=True records from the first token, but past_key_values holds "
                 f"{len(prompt.cache)} already: leave past_key_values out."
             )
+        if trace and prompt.cache is not None and prompt.cache.policy is not None:
+            raise InputError(
+                "trace=True cannot follow a cache whose policy drops tokens; use one without."
+            )
         decoder = Instrumented(
             prompt.decoder(self, head_mask, until=plan.until),
             interventions=check_interventions(self, interventions),
@@ -186,6 +211,11 @@ class Generation(Scoring):
         )
         tokenizer = self.tokenizer if chosen.tokenizer is None else chosen.tokenizer
         return _steps(plan, decoder, forced=given, tokenizer=tokenizer)
+
+    def _full_mask(self, head_mask: Any, prompt: Prompt) -> Tensor | None:
+        return layer_head_mask(
+            head_mask, batch=len(prompt.ids), config=self.config, device=self.device
+        )
 
     def _prompt(self, inputs: Any, mask: Any, past: Any, options: GenerationOptions) -> Prompt:
         return read_prompt(
@@ -203,6 +233,8 @@ def _grown(
 ) -> Int[Tensor, "row pos"]:
     """A plan's text, up to where all rows have ended."""
     text, unseen = plan.text, []
+    if streamer is not None and not (hasattr(streamer, "put") and hasattr(streamer, "end")):
+        raise InputError(f"streamer is {streamer!r}, expected one of transformers' streamers.")
     try:
         if streamer is not None:
             streamer.put(text[:, : plan.start].cpu())

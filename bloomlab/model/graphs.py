@@ -57,6 +57,10 @@ class GraphedDecoder:
         """As `LeanDecoder.is_current`; a replay calls no hook at all."""
         return self._lean.is_current() and not any(map(is_hooked, self._points))
 
+    def reorder(self, rows: Int[Tensor, " batch"], *, since: int) -> None:
+        """As `LeanDecoder.reorder`: a replay reads the same rooms."""
+        self._lean.reorder(rows, since=since)
+
     def advance(self, ids: Int[Tensor, " batch"]) -> Float[Tensor, "batch vocab"]:
         """Logits after one more token a row, which the cache then holds."""
         self._ids.copy_(ids)

@@ -107,6 +107,21 @@ def broadcasts(value: Tensor, to: Tensor) -> bool:
 class HookedRootModule(TLHookedRootModule):
     """TransformerLens' root module with checked names and aliases."""
 
+    _counting = 0  # interventions attached by `hooks` that count columns or steps
+
+    def require_whole_text(self, past: int) -> None:
+        """Raise if a forward goes on from cached tokens while attached interventions count from 0.
+
+        Raises:
+            InputError: how to attach them for such a forward.
+        """
+        if self._counting and past:
+            raise InputError(
+                f"this forward goes on from {past} cached tokens, but interventions that count "
+                "columns or steps are attached as for a whole text. Pass them to generate or "
+                f"stream (interventions=[...]), or attach edit.hooks(start={past}, step=...)."
+            )
+
     def resolve_hook_name(self, name: str) -> str:
         """Our name of a hook point that TransformerLens may also call otherwise.
 
@@ -159,6 +174,8 @@ class HookedRootModule(TLHookedRootModule):
         Raises:
             UnknownNameError: a name that no hook point has; nothing is attached then.
         """
+        fwd_hooks = [fwd_hooks] if hasattr(fwd_hooks, "hooks") else fwd_hooks  # a lone one
+        counting = sum(getattr(one, "counts", False) for one in fwd_hooks)
         fwd_hooks = [
             pair
             for one in fwd_hooks
@@ -171,6 +188,7 @@ class HookedRootModule(TLHookedRootModule):
         bwd = [(self.hook_dict[name], fn) for names, fn in bwd_hooks for name in self.picked(names)]
         added = []
         self.context_level += 1
+        self._counting += counting
         try:
             for point, fn in fwd:
                 added.append((point, point.add_hook(fn, "fwd", level=self.context_level)))
@@ -179,6 +197,7 @@ class HookedRootModule(TLHookedRootModule):
             yield self
         finally:
             self.context_level -= 1
+            self._counting -= counting
             for point, handle in added:
                 if reset_hooks_end:
                     handle.hook.remove()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bloomlab.model.alibi import AttentionBias, content
@@ -19,7 +19,7 @@ from bloomlab.model.cache import KVCache
 from bloomlab.model.hooks import is_hooked
 from bloomlab.model.linear import Product, product, worth_packing
 from bloomlab.model.marks import Marks
-from bloomlab.model.passing import Points, only_numbers, passed, points_of, unpassed
+from bloomlab.model.passing import Points, bare, only_numbers, passed, points_of, unpassed
 
 
 class Layer(NamedTuple):
@@ -110,11 +110,7 @@ class LeanDecoder:
             self.head_masks = [mask[:, :, None] for mask in masks]
         self._unpassed, self._mode = unpassed(model), model.alibi
         self._slopes = [(block, content(block.attn.slopes)) for block in model.blocks]
-        self._parameters = [
-            (part._parameters, name, value)
-            for part in model.modules()
-            for name, value in part._parameters.items()
-        ]
+        self._parts = [(part, _made_of(part)) for part in model.modules()]
         self._tabulate(model)
 
     def holds(self, cache: KVCache) -> bool:
@@ -126,7 +122,7 @@ class LeanDecoder:
         return (
             only_numbers(self.model)
             and not any(map(is_hooked, self._unpassed))
-            and all(held.get(name) is value for held, name, value in self._parameters)
+            and all(bare(part) and _made_of(part) == known for part, known in self._parts)
             and self.model.alibi == self._mode
             and all(content(block.attn.slopes) == one for block, one in self._slopes)
         )
@@ -236,3 +232,9 @@ class LeanDecoder:
         """Zero the columns to come: where they are read masked, 0 x nan would be nan."""
         for room in self.rooms:
             room.k[:, :, room.used :], room.v[:, :, room.used :] = 0, 0
+
+
+def _made_of(part: nn.Module) -> list[object]:
+    """Which modules and which memory a module has; equal for as long as nobody replaces any."""
+    memory = [None if p is None else (id(p), p.data_ptr()) for p in part._parameters.values()]
+    return [*map(id, part._modules.values()), *memory]

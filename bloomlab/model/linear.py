@@ -55,9 +55,16 @@ def _for_onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and x.device.type == "cpu"
         and type(weight) in (Tensor, nn.Parameter)
         and weight.dtype == torch.float32
+        and (bias is None or bias.dtype == torch.float32)
+        and x.shape[-1] == weight.shape[-1]
         and x.numel() * len(weight) >= WORTHWHILE
         and _plain(x, weight, bias)
     )
+
+
+def onednn() -> bool:
+    """Whether torch has oneDNN and may use it."""
+    return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 def _plain(*tensors: Tensor | None) -> bool:
@@ -65,8 +72,7 @@ def _plain(*tensors: Tensor | None) -> bool:
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
         return False
     return (
-        torch.backends.mkldnn.is_available()
-        and torch.backends.mkldnn.enabled
+        onednn()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
         and forward_ad._current_level < 0
@@ -81,7 +87,7 @@ def product(weight: Tensor, bias: Tensor | None, *, rows: int, pack: bool) -> Pr
     of it in the processor's own order (`pack`), a batch of its parts for one row in float32, and
     torch's own kernel instead of oneDNN's for one row in bfloat16, if no cache holds the weights.
     """
-    if weight.device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if weight.device.type == "cpu" and onednn():
         if pack and rows == 1 and weight.dtype == torch.bfloat16:
             return partial(_without_onednn, weight=weight, bias=bias)
         if pack or (weight.dtype == torch.float32 and rows > 1):
@@ -115,11 +121,13 @@ def worth_packing(model: nn.Module, *, rows: int, steps: int) -> bool:
     size = sum(p.numel() * p.element_size() for p in weights)
     kinds = {(p.dtype, p.device.type) for p in weights}
     pays = {
-        (torch.bfloat16, "cpu"): size >= OUTGROWN and (rows == 1 or steps >= 32),
+        (torch.bfloat16, "cpu"): size >= OUTGROWN
+        and (rows == 1 or steps >= 32)
+        and torch.ops.mkldnn._is_mkldnn_bf16_supported(),
         (torch.float32, "cpu"): rows > 1 and steps >= 32,
     }
     return (
-        torch.backends.mkldnn.is_available()
+        onednn()
         and len(kinds) == 1
         and pays.get(kinds.pop(), False)
         and size < psutil.virtual_memory().available / 2

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from bloomlab.errors import InputError, UnknownArgumentError, UnsupportedError
@@ -126,6 +127,15 @@ class GenerationOptions:
             )
         if self.early_stopping != "never":
             object.__setattr__(self, "early_stopping", bool(self.early_stopping))
+        for name in ("do_sample", "use_cache"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"{name} is {getattr(self, name)!r}, expected True or False.")
+        if self.generator is not None and not isinstance(self.generator, torch.Generator):
+            raise InputError(f"generator is {self.generator!r}, expected a torch.Generator.")
+        for name in ("logits_processor", "stopping_criteria"):
+            given = getattr(self, name) or ()
+            if not isinstance(given, list | tuple):
+                raise InputError(f"{name} is {given!r}, expected a list of transformers' own.")
         for one, other in EXCLUSIVE:
             if None not in (getattr(self, one), getattr(self, other)):
                 raise InputError(f"give {one} or {other}, not both.")
@@ -147,6 +157,11 @@ class GenerationOptions:
         useless = [name for name, values in idle.items() if getattr(self, name) not in values]
         if useless and not acts:
             log.warning("%s: no effect without %s.", ", ".join(useless), needed)
+
+    @property
+    def callbacks(self) -> bool:
+        """Whether code of the caller's runs between the steps."""
+        return bool(self.logits_processor or self.stopping_criteria)
 
     def lengths(self, prompt: int) -> tuple[int, int]:
         """Least and largest length of a row, its prompt of so many tokens included."""

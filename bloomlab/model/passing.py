@@ -25,9 +25,12 @@ def suits(model: Any) -> bool:
     """
     if model.config.slow_but_exact or type(model).__module__ != HOME:
         return False
+    rounds_bias = model.alibi == "exact" and model.dtype in (torch.bfloat16, torch.float16)
+    if rounds_bias and model.device.type != "cpu":  # a GPU's masks are as wide as the model
+        return False
     return (
         only_numbers(model)
-        and all((part is model or type(part) in PLAIN) and _bare(part) for part in model.modules())
+        and all((part is model or type(part) in PLAIN) and bare(part) for part in model.modules())
         and not any(map(is_hooked, unpassed(model)))
     )
 
@@ -39,7 +42,8 @@ def only_numbers(model: Any) -> bool:
     return not (dropout or watched or torch.is_autocast_enabled(model.device.type))
 
 
-def _bare(part: nn.Module) -> bool:
+def bare(part: nn.Module) -> bool:
+    """Whether nothing is attached to a module itself; a hook point may have hooks."""
     attached = part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__
     return isinstance(part, HookPoint) or not attached
 

@@ -71,7 +71,8 @@ def appended(
         return (whole(k.contiguous(), v.contiguous()),)  # views would keep the queries alive too
     *before, last = pieces
     adds = len(pieces) < MOST_PIECES  # a piece of its own for the new columns
-    if any(t.requires_grad for t in (k, v, last.room.k, last.room.v)):  # no writing in place
+    grads = any(t.requires_grad for t in (k, v, last.room.k, last.room.v))
+    if grads or torch.is_grad_enabled():  # no writing in place: autograd may have saved the room
         if last.rows != len(k) and adds:
             return (*pieces, whole(k, v))
         old_k, old_v = joined((last,), len(k))

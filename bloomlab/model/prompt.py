@@ -51,7 +51,7 @@ def read_prompt(
 
     Raises:
         InputError: no tokens, padding at the end, a mask or cache that contradicts the rest.
-        CacheError: no KVCache, or one of other rows.
+        CacheError: no cache, or one of other rows.
     """
     thinned = isinstance(past, KVCache) and past._evicted
     if thinned and attention_mask is not None:
@@ -72,8 +72,8 @@ def read_prompt(
         return Prompt(ids=ids, mask=mask, seen=mask, skip=0, cache=KVCache() if use_cache else None)
     if not use_cache:
         raise InputError("past_key_values is given, but use_cache=False would not use it.")
-    if not isinstance(past, KVCache):
-        raise CacheError(f"past_key_values is a {type(past).__name__}, expected a bl.KVCache.")
+    if not isinstance(past, KVCache):  # transformers' cache: it grows with ours
+        past = KVCache.lent(past, mask)
     if past.n_rows not in (0, len(ids)):
         raise CacheError(
             f"the cache holds {past.n_rows} rows, the prompt {len(ids)}; "
@@ -83,8 +83,9 @@ def read_prompt(
         return _after_eviction(ids, mask, past)
     if len(past) >= ids.shape[1]:
         raise InputError(
-            f"past_key_values already holds all {ids.shape[1]} tokens of the prompt; the last "
-            "one is needed for its logits: pass past_key_values=past.crop(-1)."
+            f"past_key_values holds {len(past)} tokens, the prompt {ids.shape[1]}: it must hold "
+            "the prompt's beginning, and the last token is needed for its logits. Pass "
+            f"past_key_values=past.crop({ids.shape[1] - 1}), or the whole text so far as prompt."
         )
     return Prompt(ids=ids, mask=mask, seen=mask, skip=len(past), cache=past)
 
@@ -110,6 +111,9 @@ def read_forced(model: Any, given: Any, rows: int) -> Int[Tensor, "batch given"]
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"forced is {given!r:.80}, expected text or ids [batch pos].") from error
     ids = ids[None] if ids.ndim == 1 else ids
+    whole = not (ids.is_floating_point() or ids.is_complex()) and ids.dtype != torch.bool
+    if ids.ndim != 2 or not whole or not ids.numel():
+        raise InputError(f"forced is {given!r:.80}, expected text or token ids [batch pos].")
     check_ids(ids, model.config.vocab_size)
     if len(ids) not in (1, rows):
         raise ShapeError("forced", got=ids.shape, expected=f"[{rows}, pos], or [pos] for all rows")
@@ -138,8 +142,9 @@ def _after_eviction(ids: Tensor, mask: Tensor, past: KVCache) -> Prompt:
     """A thinned-out cache cannot be told apart from the prompt: ids are what comes after it."""
     if ids.shape[1] >= (seen := int(past.next_position.max())):
         raise InputError(
-            "past_key_values was thinned out by evict, so the prompt can only be the new tokens "
-            f"that follow it; got {ids.shape[1]} tokens after {seen}. If they are new, let a "
+            "past_key_values dropped tokens (evict or a policy), so the prompt can only be the new "
+            f"tokens that follow it; got {ids.shape[1]} after {seen}. To go on from the text of a "
+            "generation: generate(text[:, -1:], past_key_values=past). For more tokens, let a "
             "forward read all but the last: model(ids[:, :-1], past_key_values=past)."
         )
     columns = torch.cat([past.valid.long(), mask], -1)

@@ -17,7 +17,7 @@ from bloomlab.model.memory import check_memory
 from bloomlab.model.prompt import read_prompt
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Scores:
     """Log-probabilities of continuations, in nats.
 

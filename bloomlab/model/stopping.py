@@ -16,6 +16,10 @@ def end_tokens(options: GenerationOptions, config: Any) -> list[int]:
     ends = [given] if isinstance(given, int) else list(given or [])
     if not all(isinstance(end, int) and not isinstance(end, bool) for end in ends):
         raise InputError(f"eos_token_id is {given!r}, expected a token id or several.")
+    if options.eos_token_id is not None and not all(0 <= end < config.vocab_size for end in ends):
+        raise InputError(
+            f"eos_token_id is {given!r}, expected token ids from 0 to {config.vocab_size - 1}."
+        )
     return ends
 
 

@@ -115,7 +115,7 @@ def test_a_fully_cached_prompt_asks_to_crop():
     _, ours = pair()
     ids = tokens(1, 6)
     past = ours(ids).past_key_values
-    with pytest.raises(InputError, match=r"crop\(-1\)"):
+    with pytest.raises(InputError, match=r"crop\("):
         ours.generate(ids, past_key_values=past)
     got = ours.generate(ids, past_key_values=past.crop(-1), max_new_tokens=4)
     assert torch.equal(got, ours.generate(ids, max_new_tokens=4))

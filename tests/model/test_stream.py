@@ -126,10 +126,10 @@ def test_forced_tokens_are_taken_and_then_the_model_goes_on(use_cache):
     [
         ([5, 97], InputError, "0 to 96"),
         ([-1], InputError, "-1"),
-        ([], InputError, "is torch.float32|empty"),
+        ([], InputError, "forced is"),
         ([[5], [6], [7]], ShapeError, "forced"),
         ([[5, 6], [7]], InputError, "forced is"),
-        ([0.5], InputError, "integer"),
+        ([0.5], InputError, "forced is"),
         ([5] * 9, InputError, "9 forced tokens.*room for 4"),
     ],
 )
