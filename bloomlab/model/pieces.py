@@ -158,6 +158,6 @@ def stored_bytes(layers: Iterable[Pieces]) -> int:
 
 def _room(columns: int, like: Tensor) -> Room:
     """Space for so many columns and for growth, less of it the more rows there are."""
-    growth = max(columns // 2, GROWTH // len(like), 8)
+    growth = max(columns // 2, GROWTH // len(like), 1)
     shape = (*like.shape[:2], columns + growth, like.shape[3])
     return Room(like.new_empty(shape), like.new_empty(shape), 0)
