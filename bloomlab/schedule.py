@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -29,7 +29,7 @@ class Spot(NamedTuple):
     end: int  # columns so far: the keys of a grid
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, repr=False)
 class Intervention:
     """An edit at one hook point with a schedule; made by `bloomlab.interventions`' factories.
 
@@ -53,19 +53,28 @@ class Intervention:
     """
 
     name: str
-    edit: Callable[[Tensor, Spot], Tensor] = field(repr=False)
+    edit: Callable[[Tensor, Spot], Tensor]
     heads: tuple[int, ...] | None = None
     columns: frozenset[int] | None = None
     rows: frozenset[int] | None = None
     enters_cache: bool = True
-    steps: tuple[Callable[[int], bool], ...] = field(default=(), repr=False)
-    predicates: tuple[Callable[[int, int], Any], ...] = field(default=(), repr=False)
-    by_column: bool = field(default=False, repr=False)
+    steps: tuple[Callable[[int], bool], ...] = ()
+    predicates: tuple[Callable[[int, int], Any], ...] = ()
+    by_column: bool = False
 
     @property
     def counts(self) -> bool:
         """Whether it matters at which column and step a forward starts."""
         return bool(self.columns is not None or self.steps or self.predicates or self.by_column)
+
+    def __repr__(self) -> str:
+        made = getattr(self.edit, "func", self.edit).__name__.strip("_")
+        parts = {"heads": self.heads, "columns": self.columns, "rows": self.rows}
+        said = [f"{name}={sorted(of)}" for name, of in parts.items() if of is not None]
+        limits = len(self.steps) + len(self.predicates)
+        said += [f"{limits} limits on steps"] if limits else []
+        said += [] if self.enters_cache else ["outside the cache"]
+        return f"Intervention({', '.join([self.name, made, *said])})"
 
     def during(self, period: Any) -> "Intervention":
         """Acts only while the "prompt" runs (step 0) or only in the "generation" after it."""

@@ -270,3 +270,11 @@ def test_it_stands_in_a_stream_of_generation_by_hooks(model):
         logits = model.run_with_hooks(text, fwd_hooks=[edit])
         text = torch.cat([text, logits[:, -1:].argmax(-1)], 1)
     assert torch.equal(ids, text)
+
+
+def test_an_intervention_shows_where_and_when_it_acts():
+    edit = scale_heads(0, [2, 1], factor=0.5).during("generation").on_rows(0).outside_cache()
+    assert repr(edit) == (
+        "Intervention(blocks.0.attn.hook_z, scaled, heads=[1, 2], rows=[0], 1 limits on steps, "
+        "outside the cache)"
+    )

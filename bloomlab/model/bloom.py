@@ -262,10 +262,11 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         )
 
     def trace(self, *inputs: Any, **options: Any) -> Any:
-        """What one forward leaves behind, as a Trace; takes what `bloomlab.trace.record` takes.
+        """What one forward leaves behind, as a Trace; any head's pattern is rebuilt on demand.
 
-        Keeps queries, keys, values and the residual stream; any head's pattern is rebuilt from
-        them on demand: `model.trace("text").pattern(layer, head)`.
+        `model.trace("text").pattern(layer, head)`. Takes tokens or text, `attention_mask`,
+        `head_mask`, `fwd_hooks` (pairs or interventions), and what to keep: `keep` (of "q", "k",
+        "v", "resid"), `layers`, `dtype`, `device`; see `bloomlab.trace.record`.
         """
         return importlib.import_module("bloomlab.trace").record(self, *inputs, **options)
 
