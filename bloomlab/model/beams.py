@@ -105,6 +105,9 @@ class BeamSearch:
         scores = (scores + self.running.score[:, :, None]).flatten(1)
         ranks = scores if self.plan.draws is None else self.plan.draws.race(scores)
         choice = ranks.topk(self.n_candidates).indices
+        if self.plan.draws is not None:  # which are drawn is chance, how they rank is not
+            order = scores.take_along_dim(choice, 1).sort(-1, descending=True).indices
+            choice = choice.take_along_dim(order, 1)
         beam = choice // vocab
         parents = self.running.taken(beam)
         parents.text[:, :, length] = choice % vocab

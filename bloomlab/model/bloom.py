@@ -139,6 +139,7 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         input_ids: Inputs | None = None,
         *,
         past_key_values: Any = None,
+        cache: Any = None,
         attention_mask: Any = None,
         head_mask: Any = None,
         inputs_embeds: Any = None,
@@ -158,6 +159,7 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
             input_ids: token ids [batch pos], or text.
             past_key_values: a KVCache or transformers' DynamicCache to go on from; it grows by the
                 new tokens.
+            cache: transformers 5.24's name of `past_key_values`.
             attention_mask: [batch key], 0 for padding; covers cached and new tokens.
             head_mask: [head], [layer head] or [batch layer head]; scales each head's output.
             inputs_embeds: [batch pos d_model] instead of `input_ids`.
@@ -188,7 +190,10 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         if isinstance(input_ids, str | list | tuple):
             input_ids, from_text = self.to_tokens_and_mask(input_ids)
             attention_mask = from_text if attention_mask is None else attention_mask
-        if attention_mask is None and past_key_values is None and start_at_layer is None:
+        if cache is not None and past_key_values is not None:
+            raise InputError("cache and past_key_values are one argument; expected one of them.")
+        given = cache if past_key_values is None else past_key_values
+        if attention_mask is None and given is None and start_at_layer is None:
             warn_of_padding(input_ids, self.config)
         first, last = layer_range(start_at_layer, stop_at_layer, len(self.blocks))
         resid = self._embedded(input_ids, inputs_embeds, resumed=start_at_layer is not None)
@@ -198,14 +203,14 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         whole = (first, last) == (0, len(self.blocks))
         recomputing = self.gradient_checkpointing and self.training
         use_cache = use_cache and whole and not recomputing
-        cache = KVCache() if past_key_values is None and use_cache else past_key_values
-        if cache is not None and not isinstance(cache, KVCache):
-            cache = KVCache.lent(cache, attention_mask)
-        self.require_whole_text(0 if cache is None else len(cache))
+        past = KVCache() if given is None and use_cache else given
+        if past is not None and not isinstance(past, KVCache):
+            past = KVCache.lent(past, attention_mask)
+        self.require_whole_text(0 if past is None else len(past))
         bias, extension = attention_bias(
             resid,
             attention_mask=attention_mask,
-            cache=cache,
+            cache=past,
             cache_position=cache_position,
             mode=self.config.alibi,
         )
@@ -242,9 +247,7 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
         normed = self.ln_final(resid)
         return Backbone(
             last=normed,
-            past_key_values=(cache if past_key_values is None else past_key_values)
-            if whole
-            else None,
+            past_key_values=(past if given is None else given) if whole else None,
             hidden_states=(*states, normed) if output_hidden_states else None,
             attentions=tuple(patterns) if output_attentions else None,
         )

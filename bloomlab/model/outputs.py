@@ -1,16 +1,11 @@
 """What a forward pass returns: transformers' output classes, and what they are made from."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from transformers.modeling_outputs import (
-    BaseModelOutputWithPastAndCrossAttentions,
-    CausalLMOutputWithCrossAttentions,
-    QuestionAnsweringModelOutput,
-    SequenceClassifierOutputWithPast,
-    TokenClassifierOutput,
-)
+from transformers import modeling_outputs as theirs
+from transformers.modeling_outputs import QuestionAnsweringModelOutput, TokenClassifierOutput
 
 from bloomlab.errors import InputError
 
@@ -25,14 +20,59 @@ __all__ = [
 ]
 
 
+# transformers 5.24 renamed the field; `past_key_values` goes on as the old name of it
+PAST = "cache"
+RENAMED = PAST in {field.name for field in fields(theirs.CausalLMOutputWithCrossAttentions)}
+PAST = PAST if RENAMED else "past_key_values"
+
+
+class BothNames:
+    """A ModelOutput's cache under the name of any transformers, without notices."""
+
+    def _replace_old_cache_name(self, key: str) -> str:
+        return PAST if key == "past_key_values" else key
+
+    if RENAMED:
+
+        @property
+        def past_key_values(self) -> Any:
+            """The KVCache of this forward."""
+            return getattr(self, PAST)
+
+
 @dataclass
-class CausalLMOutput(CausalLMOutputWithCrossAttentions):
+class BaseModelOutputWithPastAndCrossAttentions(
+    BothNames, theirs.BaseModelOutputWithPastAndCrossAttentions
+):
+    """transformers' output of a model without a head."""
+
+    if RENAMED:
+        cache: Any = None  # a KVCache
+    else:
+        past_key_values: Any = None
+
+
+@dataclass
+class SequenceClassifierOutputWithPast(BothNames, theirs.SequenceClassifierOutputWithPast):
+    """transformers' output of a sequence classifier."""
+
+    if RENAMED:
+        cache: Any = None  # a KVCache
+    else:
+        past_key_values: Any = None
+
+
+@dataclass
+class CausalLMOutput(BothNames, theirs.CausalLMOutputWithCrossAttentions):
     """transformers' output; `output[:, -1]` indexes the logits.
 
     TransformerLens' tools call `model(tokens)` and index what comes back as logits.
     """
 
-    past_key_values: Any = None  # a KVCache
+    if RENAMED:
+        cache: Any = None  # a KVCache
+    else:
+        past_key_values: Any = None
 
     def __getitem__(self, key: Any) -> Any:
         """A field by name or number, or a part of the logits by a tuple of indices."""
@@ -53,7 +93,7 @@ class Backbone(NamedTuple):
     def fields(self, *, past: bool = True) -> dict[str, Any]:
         """The fields that outputs of all classes share."""
         shared = {"hidden_states": self.hidden_states, "attentions": self.attentions}
-        return {**shared, "past_key_values": self.past_key_values} if past else shared
+        return {**shared, PAST: self.past_key_values} if past else shared
 
 
 def bare(output: Any, logits: Tensor, return_type: str) -> Any:

@@ -8,6 +8,7 @@ from transformers import MaxLengthCriteria
 
 import bloomlab as bl
 from bloomlab.errors import InputError
+from bloomlab.model.outputs import RENAMED
 from tests.model.test_generate import padded
 from tests.tiny import notices, pair, tokens
 
@@ -81,6 +82,7 @@ def test_any_beam_search_equals_transformers(
     assert_same(theirs, ours)
 
 
+@pytest.mark.skipif(not RENAMED, reason="transformers ranks drawn candidates from 5.24 on")
 @pytest.mark.parametrize(
     "options", [{}, {"top_k": 1}, {"top_k": 4, "min_p": 0.9}, {"top_p": 0.7, "temperature": 1.5}]
 )

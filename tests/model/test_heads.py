@@ -8,6 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 import bloomlab as bl
 from bloomlab.errors import InputError, ShapeError, UnknownArgumentError
+from bloomlab.model.outputs import PAST
 from tests.tiny import CLASSES, distance_in_eps, make_hf, notices, pair, tokens
 
 
@@ -63,9 +64,9 @@ def test_a_base_model_trains_by_hand(kind):
 @pytest.mark.parametrize("kind", CLASSES)
 def test_every_documented_argument_is_in_the_signature(kind):
     documented = {
-        "input_ids", "attention_mask", "head_mask", "inputs_embeds", "past_key_values", "use_cache",
-        "output_attentions", "output_hidden_states", "return_dict", "return_type", "cache_position",
-        "position_ids",
+        "input_ids", "attention_mask", "head_mask", "inputs_embeds", "past_key_values", "cache",
+        "use_cache", "output_attentions", "output_hidden_states", "return_dict", "return_type",
+        "cache_position", "position_ids",
     }  # fmt: skip
     if kind != "BloomModel":
         labels = {"start_positions", "end_positions"} if "Question" in kind else {"labels"}
@@ -98,7 +99,9 @@ def test_outputs_are_attributes_mapping_and_tuple():
     _, ours = pair()
     out = ours(tokens(2, 9), output_hidden_states=True)
     assert out.logits is out["logits"] is out[0]
-    assert list(out.keys()) == ["logits", "past_key_values", "hidden_states"]
+    assert list(out.keys()) == ["logits", PAST, "hidden_states"]
+    assert out.past_key_values is out["past_key_values"] is out[1]
+    assert isinstance(out.past_key_values, bl.KVCache)
 
 
 @pytest.mark.parametrize("kind", CLASSES)

@@ -7,6 +7,7 @@ from transformers import DynamicCache
 
 import bloomlab as bl
 from bloomlab.errors import CacheError, InputError, ShapeError
+from bloomlab.model.outputs import PAST
 from tests.tiny import distance_in_eps, pair, tokens
 
 N = 10
@@ -20,8 +21,8 @@ def greedy(model, ids, mask, steps, make=DynamicCache):
     """A generation loop as one writes it for transformers."""
     past, inputs, logits = make(), ids, []
     for _ in range(steps):
-        out = model(input_ids=inputs, attention_mask=mask, past_key_values=past, use_cache=True)
-        assert out.past_key_values is past
+        out = model(input_ids=inputs, attention_mask=mask, use_cache=True, **{PAST: past})
+        assert out[PAST] is past
         logits.append(out.logits[:, -1])
         inputs = out.logits[:, -1:].argmax(-1)
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -50,7 +51,7 @@ def test_a_cache_goes_from_one_model_to_the_other_and_back():
     theirs, ours = pair()
     ids, past = tokens(2, N), DynamicCache(config=theirs.config)
     logits = [
-        model(ids[:, start : start + 2], past_key_values=past).logits
+        model(ids[:, start : start + 2], **{PAST: past}).logits
         for start, model in zip(range(0, N, 2), (ours, theirs, ours, ours, theirs), strict=True)
     ]
     assert past.get_seq_length() == N
@@ -64,13 +65,13 @@ def test_what_transformers_does_to_its_cache_is_followed():
     results = []
     for model in (theirs, ours):
         past = DynamicCache()
-        model(ids, past_key_values=past)
+        model(ids, **{PAST: past})
         past.crop(-3)
         past.batch_repeat_interleave(2)
         past.reorder_cache(torch.tensor([3, 3, 0, 1]))
-        logits = [model(new, past_key_values=past).logits]
+        logits = [model(new, **{PAST: past}).logits]
         past.reset()
-        logits.append(model(new, past_key_values=past).logits)
+        logits.append(model(new, **{PAST: past}).logits)
         results.append(torch.cat(logits, 1))
     assert distance_in_eps(results[1], results[0]) < 200
 
@@ -89,7 +90,7 @@ def test_conversions_both_ways_keep_everything(left):
     assert torch.equal(again.valid, past.valid)
     assert (len(again), again.seen, again.n_rows) == (N, N, 2)
     new = tokens(2, 1, seed=5)
-    expected = theirs(new, past_key_values=cache, attention_mask=mask).logits
+    expected = theirs(new, attention_mask=mask, **{PAST: cache}).logits
     assert cache.get_seq_length() == N + 1
     for kept in (past, again):  # copies: neither saw the other's token
         assert distance_in_eps(ours(new, past_key_values=kept).logits, expected) < 200

@@ -17,6 +17,9 @@ def without_gradients():
         yield
 
 
+BFLOAT16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def drawn(rows, dtype=torch.float32, bias=True):
     generator = torch.Generator().manual_seed(0)
     x, weight, b = (torch.randn(s, generator=generator) for s in ((rows, 512), (N, 512), (N,)))
@@ -30,6 +33,8 @@ def drawn(rows, dtype=torch.float32, bias=True):
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_products_are_products(dtype, rows, bias, pack):
+    if pack and rows > 1 and dtype == torch.bfloat16 and not BFLOAT16:
+        pytest.skip("oneDNN packs bfloat16 weights on processors with bfloat16 products only")
     x, weight, b, expected = drawn(rows, dtype, bias)
     got = product(weight, b, rows=rows, pack=pack)(x)
     assert got.shape == (rows, N)
@@ -77,9 +82,9 @@ def test_weights_are_packed_where_it_pays(monkeypatch):
     _, small = pair(dtype=torch.bfloat16)
     assert not worth_packing(small, rows=1, steps=64)
     monkeypatch.setattr(linear_module, "OUTGROWN", 0)
-    assert worth_packing(small, rows=1, steps=2)
+    assert worth_packing(small, rows=1, steps=2) is BFLOAT16
     assert not worth_packing(small, rows=2, steps=2)
-    assert worth_packing(small, rows=2, steps=64)
+    assert worth_packing(small, rows=2, steps=64) is BFLOAT16
     _, wide = pair()
     assert worth_packing(wide, rows=2, steps=64)
     assert not worth_packing(wide, rows=1, steps=64)
