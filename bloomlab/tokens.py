@@ -72,7 +72,7 @@ class BloomTokenizer(PreTrainedTokenizerFast):
         elif tokenizer_file is not None:
             self._tokenizer = _read(Tokenizer.from_file, tokenizer_file)
         elif vocab_file is not None and merges_file is not None:
-            self._tokenizer = _bloom_pipeline(_read(BPE.from_file, vocab_file, merges_file))
+            self._tokenizer = bloom_pipeline(_read(BPE.from_file, vocab_file, merges_file))
         else:
             raise TokenizerError(
                 f"got vocab_file={vocab_file!r} and merges_file={merges_file!r}. Pass both, or "
@@ -219,7 +219,7 @@ def _explain(path: Path, error: Exception) -> NoReturn:
     ) from error
 
 
-def _bloom_pipeline(model: BPE) -> Tokenizer:
+def bloom_pipeline(model: BPE) -> Tokenizer:
     backend = Tokenizer(model)
     words = pre_tokenizers.Split(Regex(_WORDS), behavior="isolated")
     to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
