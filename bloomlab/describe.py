@@ -11,7 +11,16 @@ from safetensors import safe_open
 from bloomlab.errors import CheckpointError
 from bloomlab.machine import free_ram, gpus
 from bloomlab.model.checkpoint import HEADS, PREFIX, SLOPES, read_config
-from bloomlab.model.files import DEMO, FORMATS, INDEX, SINGLE, Weights, find_folder, read_json
+from bloomlab.model.files import (
+    DEMO,
+    FORMATS,
+    INDEX,
+    PHASES,
+    SINGLE,
+    Weights,
+    find_folder,
+    read_json,
+)
 from bloomlab.sizes import WIDTHS, Sizes, fit_lines, readable, shape_line, sizes_of
 
 CARDS = ("README.md", "MODEL_CARD.md")
@@ -119,4 +128,4 @@ def model_card(folder: Path) -> str | None:
 
 
 def _home(folder: Path) -> Path:
-    return DEMO.parent if folder == DEMO else folder
+    return DEMO.parent if folder == DEMO or folder.parent == PHASES else folder

@@ -27,6 +27,7 @@ _ENCODE_OPTIONS = {
 }
 
 DEMO = Path(__file__).parent / "demo" / "checkpoint"  # the packaged one
+PHASES = Path(__file__).parent / "demo" / "phases"  # steps of a smaller one's training
 
 
 class BloomTokenizer(PreTrainedTokenizerFast):
@@ -101,7 +102,8 @@ class BloomTokenizer(PreTrainedTokenizerFast):
             TokenizerError: No such folder or hub id, missing files, or files that cannot be read.
         """
         name = str(pretrained_model_name_or_path)
-        path = DEMO if name == "demo" else Path(name).expanduser()
+        packaged = {"demo": DEMO, "demo-phases": next(iter(sorted(PHASES.glob("step*"))), PHASES)}
+        path = packaged.get(name, Path(name).expanduser())
         asked = {key: options.pop(key) for key in _HUB_OPTIONS if key in options}
         if not path.exists() and (name.startswith((".", "/", "~")) or name.count("/") > 1):
             raise TokenizerError(

@@ -1,1 +1,5 @@
-"""The packaged demo BLOOM: a small trained checkpoint and its model card."""
+"""The packaged demo BLOOMs: small trained checkpoints, their card, and how they were made."""
+
+from bloomlab.model.files import phases
+
+__all__ = ["phases"]

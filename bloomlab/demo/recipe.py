@@ -156,7 +156,7 @@ PHASES = Recipe(
     leave_out=LEAVE_OUT,
     stages=(
         Stage(
-            steps=1600,
+            steps=1000,
             rows=32,
             length=64,
             mix={"text": 0.5, "repeated": 0.5},
@@ -164,5 +164,5 @@ PHASES = Recipe(
             first_copy=0.1,
         ),
     ),
-    snapshots=tuple(range(100, 1600, 100)),
+    snapshots=(0, 100, 200, 260, 300, 350, 500, 1000),
 )

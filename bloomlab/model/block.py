@@ -135,7 +135,12 @@ class Block(nn.Module):
         attn_out = hooked(self.hook_attn_out, self._dropped(attended.out))
         skip = normed if self.post_norm_skip else resid_pre
         resid_mid = hooked(self.hook_resid_mid, skip + attn_out)
+        return self.from_mid(resid_mid, rounded=bias.rounded), attended.pattern
 
+    def from_mid(
+        self, resid_mid: Float[Tensor, "batch pos d_model"], *, rounded: bool
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """The residual stream after this block, from the one between attention and MLP."""
         if is_hooked(self.hook_mlp_in):
             normed, [mlp_in] = self.ln2.with_branches(
                 resid_mid, [hooked(self.hook_mlp_in, resid_mid)]
@@ -144,10 +149,10 @@ class Block(nn.Module):
             normed = mlp_in = self.ln2(resid_mid)
         mlp_out = hooked(
             self.hook_mlp_out,
-            self._dropped(self.mlp(mlp_in, rounded=bias.rounded)),
+            self._dropped(self.mlp(mlp_in, rounded=rounded)),
         )
         skip = normed if self.post_norm_skip else resid_mid
-        return hooked(self.hook_resid_post, skip + mlp_out), attended.pattern
+        return hooked(self.hook_resid_post, skip + mlp_out)
 
     def _dropped(self, contribution: Tensor) -> Tensor:
         if self.training and self.dropout:

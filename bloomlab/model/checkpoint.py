@@ -251,11 +251,13 @@ def load(
     """A BloomForCausalLM with its tokenizer: `load("demo")`, a hub id, or a folder.
 
     Args:
-        name: "demo" (packaged, offline), a hub id such as "bigscience/bloom-560m", or a folder.
+        name: "demo" (packaged, offline), a hub id such as "bigscience/bloom-560m", or a folder;
+            or "demo-phases", a smaller packaged model with its history (see `revision`).
         device: None takes a GPU if there is one.
         dtype: None takes float32 on a CPU, where half precision is slow and coarse, and the
             file's format on a GPU; "auto" always takes the file's.
-        revision: branch, tag or commit of a hub id.
+        revision: branch, tag or commit of a hub id; a step of "demo-phases", such as "step300"
+            (`bloomlab.demo.phases()` lists them).
         alibi: "hf" (bit-like transformers, the default) or "exact" (relative, float32).
         allow_pickle: also read pytorch_model.bin (tensors only).
         cache_dir: where downloads are kept.

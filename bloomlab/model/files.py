@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bloomlab.errors import CheckpointError
-from bloomlab.tokens import DEMO
+from bloomlab.tokens import DEMO, PHASES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLE, PICKLE_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -37,6 +37,9 @@ def find_folder(
 ) -> Path:
     """The folder of a checkpoint: "demo", a path, or a hub id (downloaded once, then cached).
 
+    "demo-phases" with a revision such as "step300" is a step in the training of a smaller packaged
+    model; `phases` lists them.
+
     Raises:
         CheckpointError: no such folder, or the hub cannot be reached or does not have it.
     """
@@ -44,6 +47,8 @@ def find_folder(
         raise CheckpointError(f"{name!r} names no model; expected 'demo', a folder or a hub id.")
     if name == "demo":
         return DEMO
+    if name == "demo-phases":
+        return _phase(revision)
     path, text = Path(name).expanduser(), str(name)
     if path.is_dir():
         return path
@@ -78,6 +83,20 @@ def find_folder(
             "or load a folder, or the packaged model: bl.load('demo')."
         ) from error
     return folder
+
+
+def phases() -> list[str]:
+    """Revisions of the packaged model "demo-phases", in the order of training."""
+    return sorted((p.name for p in PHASES.glob("step*")), key=lambda name: int(name[4:]))
+
+
+def _phase(revision: str | None) -> Path:
+    known = phases()
+    if revision is not None and revision not in known:
+        raise CheckpointError(
+            f"'demo-phases' has no revision {revision!r}; it has {', '.join(known)}."
+        )
+    return PHASES / (revision or known[-1])
 
 
 class Weights(Mapping[str, Tensor]):

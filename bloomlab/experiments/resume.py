@@ -1,0 +1,322 @@
+"""Runs that differ from a clean one in a few heads, resumed where they begin to differ.
+
+The cone rule: what layer l holds at column t is the clean run's unless an edit lies upstream, in an
+earlier layer (or this one) and at an earlier column (or this one). So a run resumes between the
+attention and the MLP of the first edited layer, whose attention is not computed again (its output
+is a sum over heads); columns before the first edited one are read from the clean run's cache; and
+the last layer answers at the asked columns only.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bloomlab.errors import InputError
+from bloomlab.experiments.dataset import Dataset
+from bloomlab.model.alibi import AttentionBias, rounds, token_positions
+from bloomlab.model.cache import KVCache
+from bloomlab.model.fused import ROUNDED_BLOCK, fused_attention, rounded_attention
+from bloomlab.model.hooks import is_hooked
+
+# What a head writes at z instead of what it would: [row pos head d_head] of the edited heads of a
+# layer, or broadcasting to it; None: nothing.
+Values = Tensor | None
+
+
+@dataclass(slots=True)
+class Evaluations:
+    """How much was computed, in rows (of one example each).
+
+    Attributes:
+        layers: rows that went through a whole layer.
+        mlps: rows that went through the MLP of their first edited layer.
+        last_layers: rows whose last layer answered at few columns only; not in `layers`.
+    """
+
+    layers: int = 0
+    mlps: int = 0
+    last_layers: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Edit:
+    """Heads of one layer whose output is replaced.
+
+    Attributes:
+        heads: their numbers.
+        values: [example pos head d_head] or broadcasting to it, the heads as in `heads`; None: 0.
+        columns: where; None: everywhere. Elsewhere the heads write what they would.
+    """
+
+    heads: tuple[int, ...]
+    values: Values = None
+    columns: tuple[int, ...] | None = None
+
+    def at(self, columns: Tensor, n_pos: int) -> Tensor | int:
+        """The values at some of all `n_pos` columns."""
+        if self.values is None:
+            return 0
+        return self.values[:, columns] if self.values.shape[1] == n_pos else self.values
+
+
+Edits = Mapping[int, Edit]  # layer -> edit; one run
+
+
+@dataclass(kw_only=True)
+class CleanRun:
+    """A run of some examples, and all that others need to resume from it.
+
+    Args:
+        model: a BLOOM with an unembedding, no hooks attached.
+        data: the examples.
+        columns: whose logits will be asked for.
+        since: first column that any edit touches.
+        head_mask: [layer head]; heads scaled in this run and in all that resume.
+
+    Raises:
+        InputError: hooks are attached, or the model is in training mode.
+    """
+
+    model: Any
+    data: Dataset
+    columns: Int[Tensor, " pos"]
+    since: int = 0
+    head_mask: Float[Tensor, "layer head"] | None = None
+    evaluations: Evaluations = field(default_factory=Evaluations)
+
+    def __post_init__(self) -> None:
+        require_bare(self.model)
+        self.n_layer = self.model.config.n_layer
+        self.place = self.data.tokens.device
+        self.columns = self.columns.to(self.place)
+        self._mid: dict[int, Tensor] = {}
+        self._z: dict[int, Tensor] = {}
+        self._past = KVCache() if self.since else None
+        names = ("hook_resid_mid", "attn.hook_z")
+        hooks = [
+            (f"blocks.{layer}.{name}", _keeping(layer, kept))
+            for layer in range(self.n_layer)
+            for name, kept in zip(names, (self._mid, self._z), strict=True)
+        ]
+        with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
+            back = self.model.backbone(
+                self.data.tokens,
+                attention_mask=_given(self.data.mask),
+                head_mask=self.head_mask,
+                past_key_values=self._past,
+                use_cache=self.since > 0,
+            )
+        self.evaluations.layers += len(self.data) * self.n_layer
+        self.stream: Float[Tensor, "batch pos d_model"] = back.last[:, self.columns]
+
+    def z(self, layer: int) -> Float[Tensor, "batch pos head d_head"]:
+        """What the heads of a layer read, under the run's head mask."""
+        return self._z[layer]
+
+    def begin(self, run: Edits) -> Float[Tensor, "batch pos d_model"] | None:
+        """The stream between attention and MLP of the first edited layer, from `since` on.
+
+        None where nothing changes, to the last bit: the edit writes what was written, or to nobody.
+        """
+        first = min(run)
+        write = self._write(run[first], first)
+        if len(run) == 1 and not bool(write.any()):
+            return None
+        mid = self._mid[first][:, self.since :]
+        return mid.to(write.dtype).add(write).to(mid.dtype)
+
+    def finish(
+        self, runs: list[Edits], begun: list[Float[Tensor, "batch query d_model"]]
+    ) -> Float[Tensor, "row pos d_model"]:
+        """Output of the final norm at the asked columns: all examples of the first run, and so on.
+
+        All runs begin to differ in the same layer; `begun` is what `begin` gave for each.
+        """
+        late = self.columns >= self.since
+        if bool(late.all()):
+            return self._finished(runs, torch.cat(begun))
+        stream = self.stream.repeat(len(runs), 1, 1)
+        if bool(late.any()):
+            stream[:, late] = self._finished(runs, torch.cat(begun))
+        return stream
+
+    def _finished(self, runs: list[Edits], mid: Tensor) -> Tensor:
+        first, asked = min(runs[0]), self.columns[self.columns >= self.since] - self.since
+        block = self.model.blocks[first]
+        few = len(self.columns) < mid.shape[1] and not self.since
+        if first == self.n_layer - 1 and few:
+            mid = mid[:, self.columns]
+        resid = block.from_mid(mid, rounded=self._rounded())
+        self.evaluations.mlps += len(mid)
+        if first < self.n_layer - 1:
+            resid = self._onward(resid, runs, first + 1, asked=asked)
+        elif not few:
+            resid = resid[:, asked]
+        return self.model.ln_final(resid)
+
+    def _write(self, edit: Edit, layer: int) -> Tensor:
+        """What an edit adds to the stream from `since` on."""
+        attn = self.model.blocks[layer].attn
+        heads, columns = list(edit.heads), self._columns_of(edit)
+        before = self._z[layer][:, columns][:, :, heads]
+        # the change is small beside the stream; in half precision it is summed in float32
+        wide = torch.promote_types(before.dtype, torch.float32)
+        new = edit.at(columns, self.data.tokens.shape[1])
+        change = (new.to(wide) if isinstance(new, Tensor) else new) - before.to(wide)
+        write = einsum(change, attn.W_O[heads].to(wide), "b t h d, h d m -> b t m")
+        if edit.columns is None:
+            return write
+        shape = (len(write), self.data.tokens.shape[1] - self.since, write.shape[-1])
+        return write.new_zeros(shape).index_copy(1, columns - self.since, write)
+
+    def _columns_of(self, edit: Edit) -> Tensor:
+        n_pos = self.data.tokens.shape[1]
+        return torch.tensor(edit.columns or range(self.since, n_pos), device=self.place)
+
+    def _onward(self, resid: Tensor, runs: list[Edits], layer: int, *, asked: Tensor) -> Tensor:
+        """The stream after the last block at the asked columns, from the stream before `layer`."""
+        later = {edited for run in runs for edited in run if edited >= layer}
+        few = len(self.columns) <= ROUNDED_BLOCK and len(self.columns) < resid.shape[1]
+        short = few and not self.since and self.n_layer - 1 not in later
+        stop = self.n_layer - 1 if short else self.n_layer
+        n, rows = len(self.data), len(resid)
+        if stop > layer:
+            mask, hooks = self._later_edits(runs, later)
+            past = None
+            if self._past is not None:
+                past = self._past.crop(self.since).gather(torch.arange(n).repeat(rows // n))
+            with self.model.hooks(fwd_hooks=hooks):
+                resid = self.model.backbone(
+                    resid,
+                    start_at_layer=layer,
+                    stop_at_layer=stop,
+                    attention_mask=_given(self._repeated(self.data.mask, rows)),
+                    head_mask=mask,
+                    past_key_values=past,
+                    use_cache=False,
+                ).last
+            self.evaluations.layers += rows * (stop - layer)
+        if short:
+            self.evaluations.last_layers += rows
+            return self._last_layer(resid)
+        return resid[:, asked]
+
+    def _later_edits(self, runs: list[Edits], layers: set[int]) -> tuple[Tensor | None, list[Any]]:
+        """Head mask [row layer head] and hooks that make the edits of layers yet to come."""
+        n, config = len(self.data), self.model.config
+        if not layers:
+            return self.head_mask, []
+        dtype = self.model.dtype if self.head_mask is None else self.head_mask.dtype
+        shape = (len(runs), config.n_layer, config.n_head)
+        whole = torch.ones(shape, dtype=dtype, device=self.place)
+        mask = whole if self.head_mask is None else whole * self.head_mask.to(self.place)
+        hooks = []
+        for layer in layers:
+            adds = []
+            for i, run in enumerate(runs):
+                edit = run.get(layer)
+                silent = edit is not None and edit.values is None and edit.columns is None
+                if edit is not None and silent:
+                    mask[i, layer, list(edit.heads)] = 0
+                adds.append(None if silent else edit)
+            if any(adds):
+                hooks.append((f"blocks.{layer}.attn.hook_z", self._writer(adds)))
+        return mask.repeat_interleave(n, 0), hooks
+
+    def _writer(self, edits: list[Edit | None]) -> Callable[..., Tensor]:
+        """A hook at z that puts each run's values in place."""
+
+        def write(z: Tensor, hook: Any) -> Tensor:
+            parts = rearrange(z, "(run b) t h d -> run b t h d", b=len(self.data))
+            for part, edit in zip(parts, edits, strict=True):
+                if edit is not None:
+                    columns = self._columns_of(edit)
+                    new = edit.at(columns, self.data.tokens.shape[1])
+                    where = columns[:, None] - self.since, torch.tensor(edit.heads)
+                    part[(slice(None), *where)] = new.to(z) if isinstance(new, Tensor) else new
+            return z
+
+        return write
+
+    def _last_layer(self, resid: Tensor) -> Tensor:
+        """The last block at the asked columns: keys and values of all, all else of few."""
+        block = self.model.blocks[-1]
+        attn, rows = block.attn, len(resid)
+        normed = block.ln1(resid)
+        k, v = self._keys_and_values(attn, normed)
+        at = normed[:, self.columns]
+        q = einsum(at, attn.W_Q, "b t m, h m d -> b h t d") + attn.b_Q[:, None]
+        bias = self._bias_at_columns(rows)
+        blind = torch.is_grad_enabled() and bias.has_blind_queries
+        attend = rounded_attention if bias.rounded or blind else fused_attention
+        z = attend(q, k, v, bias=bias, slopes=attn.slopes)
+        if self.head_mask is not None:
+            z = z * self.head_mask[-1].to(z)[:, None, None]
+        out = attn.o(rearrange(z, "b h t d -> b t (h d)"))
+        skip = at if block.post_norm_skip else resid[:, self.columns]
+        return block.from_mid(skip + out, rounded=self._rounded())
+
+    def _keys_and_values(self, attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
+        layout = {"h": attn.n_head, "three": 3}
+        weight = rearrange(attn.qkv.weight, "(h three d) m -> three (h d) m", **layout)[1:]
+        bias = rearrange(attn.qkv.bias, "(h three d) -> three (h d)", **layout)[1:]
+        both = torch.nn.functional.linear(normed, weight.flatten(0, 1), bias.flatten())
+        k, v = rearrange(both, "b t (two h d) -> two b h t d", two=2, h=attn.n_head)
+        return k, v
+
+    def _bias_at_columns(self, rows: int) -> AttentionBias:
+        mask = self._repeated(self.data.mask, rows)
+        if mask is None:
+            positions = torch.arange(self.data.tokens.shape[1], device=self.place)[None]
+        else:
+            positions = token_positions(mask)
+        return AttentionBias(
+            query_positions=positions[:, self.columns],
+            key_positions=positions,
+            keys_seen=mask,
+            mode=self.model.config.alibi,
+            dtype=self.model.dtype,
+            first=int(self.columns.min()),
+            columns=self.columns,
+        )
+
+    def _rounded(self) -> bool:
+        return rounds(self.model.config.alibi, self.model.dtype, self.place)
+
+    def _repeated(self, mask: Bool[Tensor, "batch pos"] | None, rows: int) -> Any:
+        return None if mask is None else mask.repeat(rows // len(mask), 1)
+
+
+def require_bare(model: Any) -> None:
+    """Raise unless the model computes what its weights say: no hooks, no dropout.
+
+    Raises:
+        InputError: which hooks are attached, or that the model is in training mode.
+    """
+    points = [name for name, point in model.hook_dict.items() if is_hooked(point)]
+    if points:
+        raise InputError(
+            f"hooks are attached at {', '.join(points[:3])}{' ...' if points[3:] else ''}: a sweep "
+            "resumes from a run without. Leave the `with model.hooks(...)`, or model.reset_hooks()."
+        )
+    if model.training and (model.config.hidden_dropout or model.config.attention_dropout):
+        raise InputError(
+            "the model is in training mode, where dropout changes every run: call model.eval()."
+        )
+
+
+def _keeping(layer: int, kept: dict[int, Tensor]) -> Callable[..., None]:
+    def keep(value: Tensor, hook: Any) -> None:
+        kept[layer] = value
+
+    keep.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]  # functions have it
+    return keep
+
+
+def _given(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else mask.to(torch.long)
