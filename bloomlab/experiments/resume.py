@@ -7,6 +7,7 @@ is a sum over heads); columns before the first edited one are read from the clea
 the last layer answers at the asked columns only.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,7 @@ from bloomlab.model.alibi import AttentionBias, rounds, token_positions
 from bloomlab.model.cache import KVCache
 from bloomlab.model.fused import ROUNDED_BLOCK, fused_attention, rounded_attention
 from bloomlab.model.hooks import is_hooked
+from bloomlab.model.linear import linear
 
 # What a head writes at z instead of what it would: [row pos head d_head] of the edited heads of a
 # layer, or broadcasting to it; None: nothing.
@@ -246,28 +248,22 @@ class CleanRun:
     def _last_layer(self, resid: Tensor) -> Tensor:
         """The last block at the asked columns: keys and values of all, all else of few."""
         block = self.model.blocks[-1]
-        attn, rows = block.attn, len(resid)
+        attn, bias = block.attn, self._bias_at_columns(len(resid))
         normed = block.ln1(resid)
-        k, v = self._keys_and_values(attn, normed)
         at = normed[:, self.columns]
         q = einsum(at, attn.W_Q, "b t m, h m d -> b h t d") + attn.b_Q[:, None]
-        bias = self._bias_at_columns(rows)
-        blind = torch.is_grad_enabled() and bias.has_blind_queries
-        attend = rounded_attention if bias.rounded or blind else fused_attention
-        z = attend(q, k, v, bias=bias, slopes=attn.slopes)
+        if not bias.rounded and 4 * len(self.columns) * attn.n_head <= normed.shape[-1]:
+            z = read_from_stream(attn, q, normed, bias)
+        else:
+            k, v = keys_and_values(attn, normed)
+            blind = torch.is_grad_enabled() and bias.has_blind_queries
+            attend = rounded_attention if bias.rounded or blind else fused_attention
+            z = attend(q, k, v, bias=bias, slopes=attn.slopes)
         if self.head_mask is not None:
             z = z * self.head_mask[-1].to(z)[:, None, None]
         out = attn.o(rearrange(z, "b h t d -> b t (h d)"))
         skip = at if block.post_norm_skip else resid[:, self.columns]
         return block.from_mid(skip + out, rounded=self._rounded())
-
-    def _keys_and_values(self, attn: Any, normed: Tensor) -> tuple[Tensor, Tensor]:
-        layout = {"h": attn.n_head, "three": 3}
-        weight = rearrange(attn.qkv.weight, "(h three d) m -> three (h d) m", **layout)[1:]
-        bias = rearrange(attn.qkv.bias, "(h three d) -> three (h d)", **layout)[1:]
-        both = torch.nn.functional.linear(normed, weight.flatten(0, 1), bias.flatten())
-        k, v = rearrange(both, "b t (two h d) -> two b h t d", two=2, h=attn.n_head)
-        return k, v
 
     def _bias_at_columns(self, rows: int) -> AttentionBias:
         mask = self._repeated(self.data.mask, rows)
@@ -290,6 +286,36 @@ class CleanRun:
 
     def _repeated(self, mask: Bool[Tensor, "batch pos"] | None, rows: int) -> Any:
         return None if mask is None else mask.repeat(rows // len(mask), 1)
+
+
+def keys_and_values(
+    attn: Any, normed: Float[Tensor, "batch key d_model"]
+) -> tuple[Float[Tensor, "batch head key d_head"], Float[Tensor, "batch head key d_head"]]:
+    """Keys and values of an attention layer, without its queries."""
+    layout = {"h": attn.n_head, "three": 3}
+    weight = rearrange(attn.qkv.weight, "(h three d) m -> three (h d) m", **layout)[1:]
+    bias = rearrange(attn.qkv.bias, "(h three d) -> three (h d)", **layout)[1:]
+    both = linear(normed, weight.flatten(0, 1), bias.flatten())
+    k, v = rearrange(both, "b t (two h d) -> two b h t d", two=2, h=attn.n_head)
+    return k, v
+
+
+def read_from_stream(
+    attn: Any,
+    q: Float[Tensor, "batch head query d_head"],
+    normed: Float[Tensor, "batch key d_model"],
+    bias: AttentionBias,
+) -> Float[Tensor, "batch head query d_head"]:
+    """What few queries read, without making keys and values.
+
+    q . (W_K x) = (W_K q) . x, and a sum of values is the value of a sum: less arithmetic as long as
+    there are fewer queries than a head has dimensions. The key bias falls out of the softmax.
+    """
+    asked = einsum(q, attn.W_K, "b h q d, h m d -> b h q m")
+    scores = einsum(asked, normed, "b h q m, b k m -> b h q k") / math.sqrt(attn.d_head)
+    pattern = (scores + bias.additive(attn.slopes)).softmax(-1)
+    read = einsum(pattern, normed, "b h q k, b k m -> b h q m")
+    return einsum(read, attn.W_V, "b h q m, h m d -> b h q d") + attn.b_V[:, None]
 
 
 def require_bare(model: Any) -> None:

@@ -13,7 +13,7 @@ from bloomlab.model.attention import Attention, HeadInputs, sliced_linear
 from bloomlab.model.config import BloomConfig
 from bloomlab.model.extension import Extension
 from bloomlab.model.hooks import HookPoint, hooked, is_hooked
-from bloomlab.model.linear import Linear
+from bloomlab.model.linear import Linear, gelu
 from bloomlab.model.norm import LayerNorm
 
 
@@ -57,7 +57,7 @@ class MLP(nn.Module):
         """
         if rounded or is_hooked(self.hook_pre) or not isinstance(self.fc_in, Linear):
             pre = hooked(self.hook_pre, self.fc_in(x))
-            post = rounded_gelu(pre) if rounded else F.gelu(pre, approximate="tanh")
+            post = rounded_gelu(pre) if rounded else gelu(pre)
         else:
             post = self.fc_in.gelu(x)
         post = hooked(self.hook_post, post)

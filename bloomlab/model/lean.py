@@ -17,7 +17,7 @@ from bloomlab.model.alibi import AttentionBias, content
 from bloomlab.model.block import rounded_gelu
 from bloomlab.model.cache import KVCache
 from bloomlab.model.hooks import is_hooked
-from bloomlab.model.linear import Product, product, worth_packing
+from bloomlab.model.linear import Product, gelu, product, worth_packing
 from bloomlab.model.marks import Marks
 from bloomlab.model.passing import Points, bare, only_numbers, passed, points_of, unpassed
 
@@ -189,8 +189,8 @@ class LeanDecoder:
             resid = passed(points.resid_mid, (normed if post else resid) + attn_out)
             normed = torch.layer_norm(resid, width, gain2, bias2, eps)
             pre = passed(points.pre, layer.fc_in(normed))
-            gelu = rounded_gelu(pre) if self.rounded else F.gelu(pre, approximate="tanh")
-            mlp_out = passed(points.mlp_out, layer.fc_out(passed(points.post, gelu)))
+            activated = rounded_gelu(pre) if self.rounded else gelu(pre)
+            mlp_out = passed(points.mlp_out, layer.fc_out(passed(points.post, activated)))
             resid = passed(points.resid_post, (normed if post else resid) + mlp_out)
         final = self.ln_final
         return self.multiply.unembed(torch.layer_norm(resid, width, final.weight, final.bias, eps))

@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from bloomlab.model import linear as linear_module
-from bloomlab.model.linear import Linear, linear, product, worth_packing
+from bloomlab.model.linear import Linear, gelu, linear, product, worth_packing
 from tests.tiny import distance_in_eps, pair, tokens
 
 N = 1024  # wide enough for oneDNN to be worth it
@@ -51,8 +51,10 @@ def test_a_weight_that_does_not_fit_its_fast_way_takes_the_plain_one(rows):
         assert distance_in_eps(got, x.double() @ one.double().T, torch.float32) < 20
 
 
+@pytest.mark.parametrize("fast", [False, True])
 @pytest.mark.parametrize("rows", [2, 64])
-def test_a_layer_and_its_gelu(rows):
+def test_a_layer_and_its_gelu(rows, fast, monkeypatch):
+    monkeypatch.setattr(linear_module, "ONEDNN_IS_FAST", fast)
     x, weight, b, expected = drawn(rows)
     layer = Linear(512, N)
     layer.weight.copy_(weight)
@@ -63,6 +65,17 @@ def test_a_layer_and_its_gelu(rows):
     assert distance_in_eps(layer.gelu(x), gelu, torch.float32) < 20
     layer.register_forward_hook(lambda module, args, out: out * 0)
     assert bool((layer.gelu(x) == 0).all())
+
+
+def test_gelu_of_any_number():
+    x = torch.cat([torch.linspace(-12, 12, 4001, dtype=torch.float64), torch.tensor([1e9, -1e9])])
+    assert (gelu(x) - F.gelu(x, approximate="tanh")).abs().max() < 1e-15 * 1e9
+    assert (gelu(x[:-2]) - F.gelu(x[:-2], approximate="tanh")).abs().max() < 1e-14
+    single, wide = gelu(x.float()).double(), gelu(x.float().double())
+    assert ((single - wide).abs() <= 3e-6 * wide.abs() + 1e-8).all()
+    leaf = x.clone().requires_grad_()
+    with torch.enable_grad():
+        assert torch.equal(gelu(leaf), F.gelu(x, approximate="tanh"))
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # torch's own, in jvp
