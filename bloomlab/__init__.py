@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from bloomlab.errors import BloomlabError
     from bloomlab.model.bloom import BloomModel
     from bloomlab.model.cache import KVCache
-    from bloomlab.model.checkpoint import load
     from bloomlab.model.config import BloomConfig
     from bloomlab.model.heads import (
         BloomForCausalLM,
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
         BloomForSequenceClassification,
         BloomForTokenClassification,
     )
+    from bloomlab.model.load import load
     from bloomlab.model.policies import HeavyHitters, SinkWindow
     from bloomlab.session import Session
     from bloomlab.tokens import BloomTokenizer, BloomTokenizerFast
@@ -41,7 +41,7 @@ _HOMES = {
     "Session": "session",
     "SinkWindow": "model.policies",
     "Trace": "trace",
-    "load": "model.checkpoint",
+    "load": "model.load",
 }
 _PACKAGES = ("errors", "interventions", "plots", "widgets")
 

@@ -203,7 +203,7 @@ def generate(
     dtype: Annotated[str | None, typer.Option(help="'float32', 'bfloat16' ...")] = None,
 ) -> None:
     """Print the prompt and how the model goes on, token by token."""
-    from bloomlab.model.checkpoint import load
+    from bloomlab.model.load import load
 
     steps = load(model, device=device, dtype=dtype).stream(
         prompt,

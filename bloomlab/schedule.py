@@ -137,7 +137,7 @@ class Intervention:
         n_row, n_new, n_head = (*part.shape[:2], part.shape[2] if part.ndim == 4 else 0)
         positions = self._scheduled(start, step, n_new)
         rows = range(n_row) if self.rows is None else sorted(self.rows)
-        heads = range(n_head) if self.heads is None else self.heads
+        heads = range(n_head) if self.heads is None else self._heads_at(hook)
         if rows and rows[-1] >= n_row:
             raise InputError(f"no row {rows[-1]}: the batch at {name} has {n_row}, from 0.")
         if heads and heads[-1] >= n_head:
@@ -151,6 +151,20 @@ class Intervention:
         spot = Spot(name, picks[0], columns, span(heads), n_row, n_head, start + n_new)
         # autograd may need the old values, which a view would lose
         part[index] = self.edit(part[index].clone(), spot)
+
+    def _heads_at(self, hook: Any) -> Sequence[int]:
+        """Where the heads stand at a hook point, whose layer may be pruned."""
+        assert self.heads is not None
+        numbered = getattr(hook, "heads", None)
+        if numbered is None or numbered == tuple(range(len(numbered))):
+            return self.heads
+        places = {head: place for place, head in enumerate(numbered)}
+        for head in self.heads:
+            if head not in places:
+                left = ", ".join(map(str, numbered)) or "none"
+                where = f"{hook.name} has heads {left}; others were pruned, or there never were."
+                raise UnknownNameError("head", head, (), where=where)
+        return [places[head] for head in self.heads]
 
     def _scheduled(self, start: int, step: int, n_new: int) -> list[int]:
         """The new columns, counted from `start`, that the schedule lets through."""

@@ -53,7 +53,8 @@ class Session:
         """Attention pattern of one head while the masked heads are silent upstream."""
         if not 0 <= head < self.n_head:
             raise InputError(f"no head {head}: the model has heads 0 to {self.n_head - 1}.")
-        return self.patterns(prompt, head_mask, layers=[layer])[0, head]
+        patterns = self.patterns(prompt, head_mask, layers=[layer])
+        return patterns[0, self.model.blocks[layer].attn.index([head])[0]]
 
     @torch.no_grad()
     def patterns(

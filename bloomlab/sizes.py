@@ -23,6 +23,8 @@ class Sizes:
     n_head: int
     vocab_size: int
     tie_word_embeddings: bool = True
+    kept_heads: Any = None
+    kept_neurons: Any = None
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "n_layer", "n_head", "vocab_size"):
@@ -44,26 +46,40 @@ class Sizes:
         """Numbers in the embedding: vocab x d_model."""
         return self.vocab_size * self.hidden_size
 
-    @property
-    def block(self) -> int:
-        """Numbers in one block: attention 4 d^2 + 4 d, MLP 8 d^2 + 5 d, two LayerNorms 4 d."""
-        return 12 * self.hidden_size**2 + 13 * self.hidden_size
+    def heads(self, layer: int) -> int:
+        """Heads of a layer, fewer where some were pruned."""
+        return self.n_head if self.kept_heads is None else len(self.kept_heads[layer])
+
+    def neurons(self, layer: int) -> int:
+        """Width of a layer's MLP."""
+        return 4 * self.hidden_size if self.kept_neurons is None else len(self.kept_neurons[layer])
+
+    def block(self, layer: int) -> int:
+        """Numbers in one block; of a whole one 12 d^2 + 13 d.
+
+        Attention 4 h d + 3 h + d with h numbers in all heads, MLP 2 m d + m + d with m neurons, two
+        LayerNorms 4 d.
+        """
+        d, h, m = self.hidden_size, self.heads(layer) * self.d_head, self.neurons(layer)
+        return (4 * h * d + 3 * h + d) + (2 * m * d + m + d) + 4 * d
 
     @property
     def parameters(self) -> int:
         """Parameters of the language model; a tied unembedding counts once."""
         embeddings = self.embedding * (1 if self.tie_word_embeddings else 2)
-        return embeddings + self.n_layer * self.block + 4 * self.hidden_size  # two outer LayerNorms
+        blocks = sum(self.block(layer) for layer in range(self.n_layer))
+        return embeddings + blocks + 4 * self.hidden_size  # two outer LayerNorms
 
     @property
     def cache(self) -> int:
         """Numbers the KV cache holds per token: a key and a value in every layer."""
-        return 2 * self.n_layer * self.hidden_size
+        return 2 * self.d_head * sum(self.heads(layer) for layer in range(self.n_layer))
 
 
 def sizes_of(config: Any) -> Sizes:
     """The sizes of a BloomConfig, transformers' or ours."""
-    return Sizes(**{field.name: getattr(config, field.name) for field in fields(Sizes)})
+    names = [field.name for field in fields(Sizes)]
+    return Sizes(**{name: getattr(config, name) for name in names if hasattr(config, name)})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

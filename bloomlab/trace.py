@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bloomlab.errors import InputError, UnknownArgumentError
+from bloomlab.errors import InputError, UnknownArgumentError, UnsupportedError
+from bloomlab.model.kept import places_of
 from bloomlab.model.parts import KINDS, Part, cropped, gathered, moved
 from bloomlab.model.rebuild import Quantity, Rebuilding, columns_named
 from bloomlab.model.recording import Recording, one_of
@@ -155,8 +156,11 @@ class Trace:
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise InputError(f"size is {size!r}, expected a number of pixels.")
         self._require("q", "k")
-        pooled = [self._attention.thumbnails(layer, size) for layer in self.layers]
-        return torch.stack(pooled, 1)
+        if len({len(self._parts[0].slopes[layer]) for layer in self.layers}) > 1:
+            raise UnsupportedError(
+                "layers of this pruned model differ in heads: take `pattern(layer, head)` instead."
+            )
+        return torch.stack([self._attention.thumbnails(layer, size) for layer in self.layers], 1)
 
     # -- another trace -----------------------------------------------------------------------------
 
@@ -205,6 +209,8 @@ class Trace:
     ) -> Float[Tensor, "batch query key"]:
         layer = self._layer(layer)
         self._require("q", "k")
+        if (numbers := self._parts[0].heads) is not None:
+            head = places_of([head], numbers[layer], layer=layer)[0]
         head = one_of(f"head of layer {layer}", head, len(self._parts[0].slopes[layer]))
         heads, columns = slice(head, head + 1), columns_named(queries, len(self))
         return self._attention.rebuilt(quantity, layer, heads, columns, **where)[:, 0]

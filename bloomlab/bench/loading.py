@@ -10,8 +10,8 @@ import transformers
 from bloomlab.bench.models import Pair, no_progress_bars
 from bloomlab.bench.plan import Plan, timed
 from bloomlab.bench.timing import Row
-from bloomlab.model.checkpoint import load
 from bloomlab.model.heads import BloomForCausalLM
+from bloomlab.model.load import load
 
 FIRST = 16  # tokens of the forward after loading
 

@@ -20,8 +20,8 @@ from bloomlab.demo.corpus import read_documents
 from bloomlab.demo.measures import copying, text_loss
 from bloomlab.demo.recipe import DEMO, Recipe
 from bloomlab.demo.samples import greedy_samples
-from bloomlab.model.checkpoint import load
 from bloomlab.model.files import find_folder
+from bloomlab.model.load import load
 
 PERIODS = (32, 64)
 CLEAR = 0.3  # a head that scores this is called by the name of the score

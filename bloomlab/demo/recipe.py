@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
+
 KINDS = ("text", "pasted", "repeated")  # of training rows; see bloomlab.demo.rows
 
 
@@ -57,8 +59,7 @@ class Recipe:
         matrix_rate: of Muon: the blocks' matrices.
         weight_decay: of all matrices.
         warmup: steps over which a stage's rates rise.
-        decay: share of the last stage over which rates fall to `final_rate` of theirs.
-        final_rate: see `decay`.
+        rates: (step, factor of the learning rates), straight lines between; without, 1 throughout.
         snapshots: steps after which the model is kept, beside the end.
     """
 
@@ -75,8 +76,7 @@ class Recipe:
     matrix_rate: float = 0.02
     weight_decay: float = 0.05
     warmup: int = 60
-    decay: float = 0.5
-    final_rate: float = 0.02
+    rates: tuple[tuple[int, float], ...] = ()
     snapshots: tuple[int, ...] = ()
 
     @property
@@ -94,11 +94,13 @@ class Recipe:
         raise IndexError(f"step {step} beyond the {self.steps} of recipe {self.name!r}.")
 
     def rate(self, step: int) -> float:
-        """Factor of the learning rates at a step: up at a stage's start, down at the very end."""
-        stage, within = self.at(step)
+        """Factor of the learning rates at a step: up at a stage's start, then along `rates`."""
+        _, within = self.at(step)
         factor = min(1.0, (within + 1) / self.warmup)
-        left = (self.steps - step) / (self.decay * self.stages[-1].steps)
-        return factor * max(self.final_rate, min(1.0, left))
+        if self.rates:
+            steps, factors = zip(*self.rates, strict=True)
+            factor *= float(np.interp(step, steps, factors))
+        return factor
 
 
 # Weights of the demo's languages. Left out: Urdu (all of it is a translation whose rights are not
@@ -136,13 +138,18 @@ DEMO = Recipe(
             first_copy=0.1,
         ),
         Stage(
-            steps=4000,
+            steps=4900,
             rows=16,
             length=256,
             mix={"text": 0.84, "pasted": 0.1, "repeated": 0.06},
             stutter=0.1,
         ),
     ),
+    rates=(
+        (2500, 1.0),
+        (3328, 0.586),
+        (5400, 0.0),
+    ),  # lengthened at step 3328
 )
 # A smaller one whose history is kept: half text, half repetition, so that language and induction
 # can both be seen to appear.
@@ -164,5 +171,6 @@ PHASES = Recipe(
             first_copy=0.1,
         ),
     ),
+    rates=((500, 1.0), (1000, 0.0)),
     snapshots=(0, 100, 200, 260, 300, 350, 500, 1000),
 )

@@ -5,26 +5,22 @@ and a negative one on an accuracy. The result equals one full forward a head (te
 layer evaluations or less; see `resume`.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from itertools import combinations
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
-import psutil
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bloomlab.analysis.intervals import bootstrap_mean
-from bloomlab.errors import InputError, NumericalError, UnknownNameError
-from bloomlab.experiments.dataset import Dataset, dataset
+from bloomlab.errors import UnknownNameError
+from bloomlab.experiments.dataset import dataset
+from bloomlab.experiments.edits import Evaluations
+from bloomlab.experiments.heads import Head, checked_mask, edited_columns, head_sets
 from bloomlab.experiments.metrics import Metric
-from bloomlab.experiments.replacements import KINDS, Replacement, replacement
-from bloomlab.experiments.resume import CleanRun, Edit, Edits, Evaluations
-
-Head = tuple[int, int]  # layer, head
+from bloomlab.experiments.replacements import KINDS, replacement
+from bloomlab.experiments.sweep import Sweep
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,227 +155,3 @@ def ablate_heads(
         evaluations=sweep.evaluations,
         shape=(model.config.n_layer, model.config.n_head),
     )
-
-
-@dataclass
-class Sweep:
-    """Measures runs that differ from a clean one in some heads.
-
-    Args:
-        model: what runs.
-        metric: what is measured.
-        head_mask: heads scaled in every run.
-        since: first column that is edited.
-    """
-
-    model: Any
-    metric: Metric
-    head_mask: Float[Tensor, "layer head"] | None = None
-    since: int = 0
-    evaluations: Evaluations = field(default_factory=Evaluations)
-
-    def clean(self, data: Dataset) -> CleanRun:
-        """The clean run of some examples."""
-        return CleanRun(
-            model=self.model,
-            data=data,
-            columns=self.metric.columns(data.tokens.shape[1]),
-            since=self.since,
-            head_mask=self.head_mask,
-            evaluations=self.evaluations,
-        )
-
-    @torch.no_grad()
-    def run(
-        self,
-        data: Dataset,
-        sets: Sequence[tuple[Head, ...]],
-        source: Replacement,
-        *,
-        rows: int | None = None,
-        progress: bool = True,
-        done: Callable[[int], bool] = lambda index: False,
-    ) -> tuple[Float[Tensor, "run example"], Float[Tensor, " example"]]:
-        """Effects of every set on every example, and the clean metric.
-
-        Args:
-            data: the examples.
-            sets: heads to ablate together.
-            source: what stands in their place.
-            rows: rows in a forward.
-            progress: whether to show a bar.
-            done: runs to leave out.
-        """
-        targets = self.metric.targets(data)
-        order = sorted((min(one)[0], i) for i, one in enumerate(sets) if not done(i))
-        at_once = rows or rows_that_fit(self.model, data)
-        size = min(len(data), at_once)
-        wide = torch.promote_types(self.model.dtype, torch.float32)
-        effects = torch.full((len(sets), len(data)), torch.nan, dtype=wide)
-        clean_values = torch.empty(len(data), dtype=wide)
-        bar = tqdm(total=len(order) * len(data), unit="run", delay=2, disable=not progress)
-        with bar:
-            for start, part in data.chunks(size):
-                examples = slice(start, start + len(part))
-                clean = self.clean(part)
-                judge = Judge(self, clean, targets, examples)
-                clean_values[examples] = before = judge(clean.stream, 1)[0]
-                for group in _groups(order, max(1, at_once // len(part))):
-                    runs = [source.edits(sets[i], clean, examples) for i in group]
-                    begun = [clean.begin(run) for run in runs]
-                    effects[group, examples] = 0  # of those that change nothing
-                    live = [i for i, mid in enumerate(begun) if mid is not None]
-                    if live:
-                        stream = clean.finish([runs[i] for i in live], [begun[i] for i in live])
-                        after = judge(stream, len(live))
-                        effects[[group[i] for i in live], examples] = after - before
-                    bar.update(len(group) * len(part))
-        return effects, clean_values
-
-
-class Judge:
-    """Turns the final stream of many runs over some examples into the metric of each.
-
-    Args:
-        sweep: whose metric it is.
-        clean: the clean run of the examples.
-        targets: what the metric compares with, for all examples.
-        examples: which of them.
-    """
-
-    def __init__(self, sweep: Sweep, clean: CleanRun, targets: Any, examples: slice) -> None:
-        self.metric, self.unembed = sweep.metric, sweep.model.unembed
-        self.targets, self.examples, self.clean_run = targets, examples, clean
-        self.log_clean: Tensor | None = None
-        if self.metric.needs_clean:
-            logits = self.unembed(clean.stream)
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            self.log_clean = logits.to(wide).log_softmax(-1)
-
-    def __call__(
-        self, stream: Float[Tensor, "row pos d_model"], n_run: int
-    ) -> Float[Tensor, "run example"]:
-        """The metric of every run and example.
-
-        Raises:
-            NumericalError: NaN or infinity; names the example.
-        """
-        tokens = self.clean_run.data.tokens
-        values = self.metric.values(
-            stream,
-            self.unembed,
-            target=None if self.targets is None else self.targets.rows(self.examples, n_run),
-            tokens=tokens.repeat(n_run, 1),
-            clean=None if self.log_clean is None else self.log_clean.repeat(n_run, 1, 1),
-        ).view(n_run, len(tokens))
-        if not bool(values.isfinite().all()):
-            bad = (~values.isfinite()).any(0).nonzero()[0].item()
-            raise NumericalError(
-                f"metric {self.metric.name!r} is {values[:, int(bad)].tolist()} for example "
-                f"{self.examples.start + int(bad)}. Drop the example, or check the metric."
-            )
-        return values.cpu()
-
-
-def head_sets(model: Any, heads: Any) -> list[tuple[Head, ...]]:
-    """Sets of heads to ablate: every head, every pair, given heads or given sets.
-
-    Raises:
-        InputError: heads that are not there, or something else.
-    """
-    every = [(l, h) for l in range(model.config.n_layer) for h in range(model.config.n_head)]
-    if heads is None:
-        return [(one,) for one in every]
-    if isinstance(heads, str):
-        if heads != "pairs":
-            raise InputError(f"heads is {heads!r}, expected None, 'pairs', heads or sets of heads.")
-        return list(combinations(every, 2))
-    found = []
-    for one in _listed(heads):
-        one = _listed(one)
-        several = [one] if len(one) == 2 and all(_is_index(i) for i in one) else one
-        found.append(tuple(sorted({_head(model, pair) for pair in several})))
-    if not found or not all(found):
-        raise InputError(f"heads is {heads!r}: no heads to ablate.")
-    return found
-
-
-def checked_mask(model: Any, head_mask: Any) -> Float[Tensor, "layer head"] | None:
-    """A head mask as a float tensor [layer head].
-
-    Raises:
-        InputError: another shape.
-    """
-    if head_mask is None:
-        return None
-    mask = torch.as_tensor(head_mask, dtype=model.dtype, device=model.device)
-    expected = (model.config.n_layer, model.config.n_head)
-    if mask.shape != expected:
-        raise InputError(f"head_mask is {tuple(mask.shape)}, expected {expected}: [layer head].")
-    return mask
-
-
-def edited_columns(columns: Any, n_pos: int) -> list[int] | None:
-    """The columns at which heads are ablated, sorted; None for all.
-
-    Raises:
-        InputError: a column that is not there.
-    """
-    if columns is None:
-        return None
-    listed = [columns] if isinstance(columns, int) else list(columns)
-    if not listed or not all(_is_index(i) and -n_pos <= i < n_pos for i in listed):
-        raise InputError(f"columns is {columns!r}, expected some of {-n_pos} to {n_pos - 1}.")
-    found = sorted({int(i) % n_pos for i in listed})
-    return None if len(found) == n_pos else found
-
-
-def rows_that_fit(model: Any, data: Dataset) -> int:
-    """Rows whose activations fit into a quarter of the free memory, at most 64."""
-    width, config = model.embed.weight.element_size(), model.config
-    row = data.tokens.shape[1] * (16 * config.hidden_size * width + 4 * 2 * config.vocab_size)
-    if model.device.type == "cuda":
-        free = torch.cuda.mem_get_info(model.device)[0]
-    else:
-        free = psutil.virtual_memory().available
-    return max(1, min(64, free // 4 // row))
-
-
-def _groups(order: list[tuple[int, int]], size: int) -> Iterable[list[int]]:
-    """Runs that begin to differ in the same layer, at most `size` together."""
-    layers: dict[int, list[int]] = {}
-    for layer, index in order:
-        layers.setdefault(layer, []).append(index)
-    for indices in layers.values():
-        for start in range(0, len(indices), size):
-            yield indices[start : start + size]
-
-
-def _listed(value: Any) -> list[Any]:
-    try:
-        return list(value.tolist() if isinstance(value, Tensor) else value)
-    except TypeError:
-        raise InputError(
-            f"heads holds {value!r}, expected (layer, head) pairs or sets of them."
-        ) from None
-
-
-def _is_index(value: Any) -> bool:
-    return hasattr(value, "__index__") and not isinstance(value, bool)
-
-
-def _head(model: Any, pair: Any) -> Head:
-    pair = tuple(_listed(pair))
-    if len(pair) != 2 or not all(_is_index(i) for i in pair):
-        raise InputError(f"a head is {pair!r}, expected (layer, head).")
-    layer, head = (int(i) for i in pair)
-    config = model.config
-    if not (0 <= layer < config.n_layer and 0 <= head < config.n_head):
-        raise InputError(
-            f"no head L{layer}H{head}: the model has layers 0 to {config.n_layer - 1} with heads 0 "
-            f"to {config.n_head - 1}."
-        )
-    return layer, head
-
-
-__all__ = ["Ablation", "Edit", "Edits", "Sweep", "ablate_heads"]

@@ -30,9 +30,7 @@ class Target:
     def rows(self, examples: slice, n_run: int) -> "Target":
         """Of some examples, once for every run."""
         ids, counts = self.ids[examples], self.counts[examples]
-        return Target(
-            ids=ids.repeat(n_run, *(1,) * (ids.ndim - 1)), counts=counts.repeat(n_run, 1)
-        )
+        return Target(ids=ids.repeat(n_run, *(1,) * (ids.ndim - 1)), counts=counts.repeat(n_run, 1))
 
 
 class Metric:
@@ -130,7 +128,9 @@ class Metric:
                 f"answers stand at one position, but positions={self.positions!r} names "
                 f"{len(columns)}. Give positions=-1, or another."
             )
-        return Target(ids=ids[:, None], counts=torch.ones_like(data.tokens[:, :1], dtype=torch.bool))
+        return Target(
+            ids=ids[:, None], counts=torch.ones_like(data.tokens[:, :1], dtype=torch.bool)
+        )
 
     def values(
         self,

@@ -1,4 +1,4 @@
-"""What an ablated head writes instead of what it would: zero, a mean, another example's, the best."""
+"""What an ablated head writes instead of what it would: zero, a mean, another's, the best."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
@@ -43,7 +43,7 @@ class Zero:
 
 @dataclass(frozen=True)
 class Constant:
-    """The same in every example: [layer pos head d_head], pos 1 if it is the same at every column."""
+    """The same in every example: [layer pos head d_head]; pos 1: at every column."""
 
     values: Float[Tensor, "layer pos head d_head"]
 

@@ -7,8 +7,7 @@ is a sum over heads); columns before the first edited one are read from the clea
 the last layer answers at the asked columns only.
 """
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,54 +18,12 @@ from torch import Tensor
 
 from bloomlab.errors import InputError
 from bloomlab.experiments.dataset import Dataset
+from bloomlab.experiments.edits import Edit, Edits, Evaluations
+from bloomlab.experiments.last_layer import keys_and_values, read_from_stream
 from bloomlab.model.alibi import AttentionBias, rounds, token_positions
 from bloomlab.model.cache import KVCache
 from bloomlab.model.fused import ROUNDED_BLOCK, fused_attention, rounded_attention
 from bloomlab.model.hooks import is_hooked
-from bloomlab.model.linear import linear
-
-# What a head writes at z instead of what it would: [row pos head d_head] of the edited heads of a
-# layer, or broadcasting to it; None: nothing.
-Values = Tensor | None
-
-
-@dataclass(slots=True)
-class Evaluations:
-    """How much was computed, in rows (of one example each).
-
-    Attributes:
-        layers: rows that went through a whole layer.
-        mlps: rows that went through the MLP of their first edited layer.
-        last_layers: rows whose last layer answered at few columns only; not in `layers`.
-    """
-
-    layers: int = 0
-    mlps: int = 0
-    last_layers: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Edit:
-    """Heads of one layer whose output is replaced.
-
-    Attributes:
-        heads: their numbers.
-        values: [example pos head d_head] or broadcasting to it, the heads as in `heads`; None: 0.
-        columns: where; None: everywhere. Elsewhere the heads write what they would.
-    """
-
-    heads: tuple[int, ...]
-    values: Values = None
-    columns: tuple[int, ...] | None = None
-
-    def at(self, columns: Tensor, n_pos: int) -> Tensor | int:
-        """The values at some of all `n_pos` columns."""
-        if self.values is None:
-            return 0
-        return self.values[:, columns] if self.values.shape[1] == n_pos else self.values
-
-
-Edits = Mapping[int, Edit]  # layer -> edit; one run
 
 
 @dataclass(kw_only=True)
@@ -286,36 +243,6 @@ class CleanRun:
 
     def _repeated(self, mask: Bool[Tensor, "batch pos"] | None, rows: int) -> Any:
         return None if mask is None else mask.repeat(rows // len(mask), 1)
-
-
-def keys_and_values(
-    attn: Any, normed: Float[Tensor, "batch key d_model"]
-) -> tuple[Float[Tensor, "batch head key d_head"], Float[Tensor, "batch head key d_head"]]:
-    """Keys and values of an attention layer, without its queries."""
-    layout = {"h": attn.n_head, "three": 3}
-    weight = rearrange(attn.qkv.weight, "(h three d) m -> three (h d) m", **layout)[1:]
-    bias = rearrange(attn.qkv.bias, "(h three d) -> three (h d)", **layout)[1:]
-    both = linear(normed, weight.flatten(0, 1), bias.flatten())
-    k, v = rearrange(both, "b t (two h d) -> two b h t d", two=2, h=attn.n_head)
-    return k, v
-
-
-def read_from_stream(
-    attn: Any,
-    q: Float[Tensor, "batch head query d_head"],
-    normed: Float[Tensor, "batch key d_model"],
-    bias: AttentionBias,
-) -> Float[Tensor, "batch head query d_head"]:
-    """What few queries read, without making keys and values.
-
-    q . (W_K x) = (W_K q) . x, and a sum of values is the value of a sum: less arithmetic as long as
-    there are fewer queries than a head has dimensions. The key bias falls out of the softmax.
-    """
-    asked = einsum(q, attn.W_K, "b h q d, h m d -> b h q m")
-    scores = einsum(asked, normed, "b h q m, b k m -> b h q k") / math.sqrt(attn.d_head)
-    pattern = (scores + bias.additive(attn.slopes)).softmax(-1)
-    read = einsum(pattern, normed, "b h q k, b k m -> b h q m")
-    return einsum(read, attn.W_V, "b h q m, h m d -> b h q d") + attn.b_V[:, None]
 
 
 def require_bare(model: Any) -> None:

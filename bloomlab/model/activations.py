@@ -77,7 +77,21 @@ class ActivationCache(TLActivationCache):
     def get_full_resid_decomposition(self, *args: Any, **kwargs: Any) -> Any:
         """Every head, neuron and bias term whose sum is the residual stream."""
         self._require_additive_stream()
+        self._require_whole_layers("get_full_resid_decomposition")
         return super().get_full_resid_decomposition(*args, **kwargs)
+
+    def stack_head_results(self, *args: Any, **kwargs: Any) -> Any:
+        """What every head writes to the stream, stacked; needs as many heads in every layer."""
+        self._require_whole_layers("stack_head_results")
+        return super().stack_head_results(*args, **kwargs)
+
+    def _require_whole_layers(self, method: str) -> None:
+        if self.model.config.kept_heads is not None:
+            raise UnsupportedError(
+                f"{method}: heads of this model were pruned, so layers hold different numbers of "
+                "them. Take cache['z', layer] or cache['result', layer]; entry i of the head axis "
+                "is head model.blocks[layer].attn.heads[i]."
+            )
 
     def _require_additive_stream(self) -> None:
         if self.model.config.apply_residual_connection_post_layernorm:

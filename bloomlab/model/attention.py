@@ -1,5 +1,6 @@
 """Multi-head attention of BLOOM: fused unless someone looks at scores or pattern."""
 
+from collections.abc import Iterable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from bloomlab.model.config import BloomConfig
 from bloomlab.model.extension import Extension
 from bloomlab.model.fused import fused_attention, rounded_attention, shared_attention
 from bloomlab.model.hooks import HookPoint, hooked, is_hooked
+from bloomlab.model.kept import places_of
 from bloomlab.model.linear import Linear
 from bloomlab.model.pieces import joined
 from bloomlab.model.scores import attention_pattern, attention_scores
@@ -32,16 +34,22 @@ class Attention(nn.Module):
 
     `slopes` (float32, one a head, in logits per token) may be edited or replaced at any time. They
     are no parameter: `save_pretrained` keeps edited ones, a state dict does not.
+
+    Attributes:
+        heads: numbers of the heads here; of a pruned layer those that are left, so that entry i of
+            a head axis is head `heads[i]`.
     """
 
     def __init__(self, config: BloomConfig, layer: int) -> None:
         super().__init__()
-        self.layer, self.n_head, self.d_head = layer, config.n_head, config.d_head
+        self.layer, self.heads = layer, config.heads_of(layer)
+        self.n_head, self.d_head = len(self.heads), config.d_head
+        self.n_whole = config.n_head
         self.dropout = config.attention_dropout
         self.tp = config.pretraining_tp if config.slow_but_exact else 1
-        self.slopes = alibi_slopes(config.n_head)
-        self.qkv = Linear(config.hidden_size, 3 * config.hidden_size)
-        self.o = Linear(config.hidden_size, config.hidden_size)
+        self.slopes = alibi_slopes(config.n_head)[list(self.heads)]
+        self.qkv = Linear(config.hidden_size, 3 * self.n_head * self.d_head)
+        self.o = Linear(self.n_head * self.d_head, config.hidden_size)
         self.hook_attn_in = HookPoint()  # batch query head d_model; when hooked
         self.hook_q_input = HookPoint()  # batch query head d_model; when hooked
         self.hook_k_input = HookPoint()  # batch query head d_model; when hooked
@@ -54,6 +62,21 @@ class Attention(nn.Module):
         self.hook_pattern = HookPoint()  # batch head query key; before head mask and dropout
         self.hook_z = HookPoint()  # batch query head d_head; after the head mask
         self.hook_result = HookPoint()  # batch query head d_model; when hooked
+        for point in self.children():
+            if isinstance(point, HookPoint):
+                point.heads = self.heads  # pyright: ignore[reportArgumentType]  # no module
+
+    def index(self, heads: Iterable[int]) -> list[int]:
+        """Where heads stand on a head axis here, by their numbers.
+
+        Raises:
+            InputError: a head that was pruned, or that there never was.
+        """
+        return places_of(heads, self.heads, layer=self.layer)
+
+    def kept(self, mask: Float[Tensor, "*lead whole"]) -> Float[Tensor, "*lead head"]:
+        """The entries of a mask over all head numbers that belong to the heads here."""
+        return mask if self.n_head == self.n_whole else mask[..., list(self.heads)]
 
     @property
     def W_Q(self) -> Float[Tensor, "head d_model d_head"]:
@@ -130,7 +153,10 @@ class Attention(nn.Module):
         noted = extension is not None and extension.watches_pattern
         watched = output_attentions or noted or self._is_watched()
         pieces = () if extension is None else extension.update(self.layer, k, v)
-        if len(pieces) > 1 and not watched and not is_hooked(self.hook_alibi):
+        if not self.n_head:  # all were pruned: only the output bias is left
+            n_key = sum(piece.length for piece in pieces) if pieces else n_query
+            z, pattern = q, q.new_empty(batch, 0, n_query, n_key)
+        elif len(pieces) > 1 and not watched and not is_hooked(self.hook_alibi):
             z, pattern = shared_attention(q, pieces, bias=bias, slopes=self.slopes), None
         else:
             k, v = joined(pieces, batch) if pieces else (k, v)
@@ -138,8 +164,9 @@ class Attention(nn.Module):
                 self._eager(q, k, v, bias) if watched else (self._fused(q, k, v, bias), None)
             )
         if head_mask is not None:
-            z = z * head_mask[:, :, None, None].to(z.dtype)
-            pattern = None if pattern is None else pattern * head_mask[:, :, None, None].to(z.dtype)
+            scale = self.kept(head_mask)[:, :, None, None].to(z.dtype)
+            z = z * scale
+            pattern = None if pattern is None else pattern * scale
         if extension is not None and noted and pattern is not None:
             extension.saw(self.layer, pattern)
         z = hooked(self.hook_z, z.transpose(1, 2))
@@ -147,7 +174,7 @@ class Attention(nn.Module):
             result = einsum(z, self.W_O, "b q h d, h d m -> b q h m")
             out = hooked(self.hook_result, result).sum(2) + self.o.bias
         else:
-            out = sliced_linear(self.o, z.reshape(batch, n_query, -1), self.tp)
+            out = sliced_linear(self.o, z.flatten(2), self.tp)
         return Attended(out, pattern if output_attentions else None)
 
     def _is_watched(self) -> bool:

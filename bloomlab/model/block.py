@@ -20,11 +20,12 @@ from bloomlab.model.norm import LayerNorm
 class MLP(nn.Module):
     """Two linear maps with a tanh-approximated GELU between."""
 
-    def __init__(self, config: BloomConfig) -> None:
+    def __init__(self, config: BloomConfig, layer: int) -> None:
         super().__init__()
         self.tp = config.pretraining_tp if config.slow_but_exact else 1
-        self.fc_in = Linear(config.hidden_size, 4 * config.hidden_size)
-        self.fc_out = Linear(4 * config.hidden_size, config.hidden_size)
+        width = config.neurons_of(layer)
+        self.fc_in = Linear(config.hidden_size, width)
+        self.fc_out = Linear(width, config.hidden_size)
         self.hook_pre = HookPoint()  # batch pos d_mlp
         self.hook_post = HookPoint()  # batch pos d_mlp
 
@@ -99,7 +100,7 @@ class Block(nn.Module):
         self.ln1 = LayerNorm(config)
         self.attn = Attention(config, layer)
         self.ln2 = LayerNorm(config)
-        self.mlp = MLP(config)
+        self.mlp = MLP(config, layer)
         self.hook_resid_pre = HookPoint()  # batch pos d_model
         self.hook_attn_out = HookPoint()  # batch pos d_model
         self.hook_resid_mid = HookPoint()  # batch pos d_model

@@ -1,6 +1,6 @@
 """Loading and saving in transformers' layout. transformers' parameter names live only here."""
 
-import inspect
+import importlib
 import logging
 import re
 from collections.abc import Iterator
@@ -12,10 +12,11 @@ import transformers
 from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
 
-from bloomlab.errors import CheckpointError, UnknownArgumentError, UnsupportedError
+from bloomlab.errors import CheckpointError, UnsupportedError
 from bloomlab.model.alibi import alibi_slopes
-from bloomlab.model.config import BloomConfig, as_device, as_dtype, read_config
+from bloomlab.model.config import PRUNED, BloomConfig, as_device, as_dtype, read_config
 from bloomlab.model.files import Weights, find_folder, replaced
+from bloomlab.model.kept import check_slopes
 from bloomlab.tokens import BloomTokenizer
 
 # ours -> transformers', applied in order
@@ -126,15 +127,20 @@ class Checkpoints(nn.Module):
     def to_hf(self) -> Any:
         """The transformers model of the same class, with copies of the weights.
 
+        Pruned heads and neurons come back as zeros, so that stock transformers computes the same.
+
         Raises:
             UnsupportedError: transformers cannot express this model (edited ALiBi slopes).
         """
+        if self.config.kept_heads is not None or self.config.kept_neurons is not None:
+            return importlib.import_module("bloomlab.model.prune").whole(self).to_hf()
         if self._edited_slopes():
             raise UnsupportedError(
                 "transformers computes ALiBi slopes itself; edited ones cannot go there."
             )
         hf_class = getattr(transformers, self.hf_class)
-        config = transformers.BloomConfig.from_dict(self.config.to_dict())
+        fields = {n: v for n, v in self.config.to_dict().items() if n not in PRUNED}
+        config = transformers.BloomConfig.from_dict(fields)
         with torch.device("meta"):
             hf_model = hf_class(config)
         weights = {name: value.detach().clone() for name, value in self.hf_named_parameters()}
@@ -160,9 +166,13 @@ class Checkpoints(nn.Module):
         intact. (Edited ALiBi slopes are written too; transformers does not read them.)
         """
         weights = {name: value.detach().contiguous() for name, value in self.hf_named_parameters()}
-        for layer, slopes in self._edited_slopes().items():
-            weights[f"{self._prefix()}h.{layer}.{SLOPES}"] = slopes.detach().clone()
         config = BloomConfig.from_dict(self.config.to_dict())
+        slopes = edited = self._edited_slopes()
+        if config.kept_heads is not None:  # then they cannot be told from the number of heads
+            slopes = {layer: block.attn.slopes for layer, block in enumerate(self.blocks)}
+            config.edited_slopes = sorted(edited) or None
+        for layer, own in slopes.items():
+            weights[f"{self._prefix()}h.{layer}.{SLOPES}"] = own.detach().clone()
         config.architectures = [self.hf_class]
         config.dtype = next(self.parameters()).dtype
         with replaced(Path(path)) as folder:
@@ -179,7 +189,9 @@ class Checkpoints(nn.Module):
         return {
             layer: block.attn.slopes
             for layer, block in enumerate(self.blocks)
-            if not torch.equal(block.attn.slopes.detach().to(stock), stock)
+            if not torch.equal(
+                block.attn.slopes.detach().to(stock), stock[list(self.config.heads_of(layer))]
+            )
         }
 
     @classmethod
@@ -204,7 +216,13 @@ class Checkpoints(nn.Module):
                 f"the checkpoint of a {cls.hf_class}?"
             )
         slopes = {f"h.{layer}.{SLOPES}": layer for layer in range(config.n_layer)}
-        shapes |= dict.fromkeys(slopes, (config.n_head,))
+        shapes |= {name: (len(config.heads_of(layer)),) for name, layer in slopes.items()}
+        if config.kept_heads is not None and (lost := slopes.keys() - stored.keys()):
+            raise CheckpointError(
+                f"{weights.source} is pruned, but lacks ALiBi slopes of {len(lost)} layers, such "
+                f"as {min(lost)!r}: which heads were kept cannot be checked. Save it again from "
+                "the pruned model."
+            )
         tied = UNEMBEDDING not in shapes and hasattr(model, "unembed")
         if tied:
             shapes[UNEMBEDDING] = shapes[EMBEDDING]
@@ -222,7 +240,9 @@ class Checkpoints(nn.Module):
         }
         model.load_state_dict(state, assign=True, strict=False)
         for name in slopes.keys() & stored.keys():
-            model.blocks[slopes[name]].attn.slopes = weights[stored[name]].float().cpu()
+            own = weights[stored[name]].float().cpu()
+            check_slopes(own, config, slopes[name], weights.source)
+            model.blocks[slopes[name]].attn.slopes = own
         new = [model.get_submodule(head).to_empty(device=embedding.device) for head in fresh]
         model.init_weights([module.to(dtype) for module in new])
         unknown = sorted(n for n in stored if n not in shapes and not n.startswith(HEADS[0]))
@@ -234,61 +254,6 @@ class Checkpoints(nn.Module):
         for head in sorted(fresh):
             log.warning(f"{weights.source} has no {head!r} head: newly drawn, train before use.")
         return model
-
-
-def load(
-    name: str | Path,
-    *,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | str | None = None,
-    revision: str | None = None,
-    alibi: str | None = None,
-    allow_pickle: bool = False,
-    cache_dir: str | Path | None = None,
-    local_files_only: bool = False,
-    **unknown: Any,
-) -> Any:
-    """A BloomForCausalLM with its tokenizer: `load("demo")`, a hub id, or a folder.
-
-    Args:
-        name: "demo" (packaged, offline), a hub id such as "bigscience/bloom-560m", or a folder;
-            or "demo-phases", a smaller packaged model with its history (see `revision`).
-        device: None takes a GPU if there is one.
-        dtype: None takes float32 on a CPU, where half precision is slow and coarse, and the
-            file's format on a GPU; "auto" always takes the file's.
-        revision: branch, tag or commit of a hub id; a step of "demo-phases", such as "step300"
-            (`bloomlab.demo.phases()` lists them).
-        alibi: "hf" (bit-like transformers, the default) or "exact" (relative, float32).
-        allow_pickle: also read pytorch_model.bin (tensors only).
-        cache_dir: where downloads are kept.
-        local_files_only: never ask the hub.
-        **unknown: refused.
-
-    Raises:
-        CheckpointError: not found, or not readable.
-        ConfigError: no BLOOM.
-        TokenizerError: no tokenizer beside the weights.
-    """
-    for argument in unknown:
-        raise UnknownArgumentError("load", argument, inspect.signature(load))
-    from bloomlab.model.heads import BloomForCausalLM  # heads build on this file
-
-    place = as_device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    wanted = torch.float32 if dtype is None and place.type == "cpu" else as_dtype(dtype)
-    folder = find_folder(
-        name,
-        revision=revision,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-        allow_pickle=allow_pickle,
-    )
-    model = BloomForCausalLM.from_pretrained(
-        folder, dtype=wanted, device=place, alibi=alibi, allow_pickle=allow_pickle
-    )
-    model.config._name_or_path = str(name)
-    if model.tokenizer is None:
-        model.tokenizer = BloomTokenizer.from_pretrained(folder)
-    return model
 
 
 def _check_tied(unembedding: Tensor, embedding: Tensor, source: str) -> None:

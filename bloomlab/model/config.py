@@ -10,6 +10,7 @@ from transformers import BloomConfig as HFBloomConfig
 
 from bloomlab.errors import ConfigError, InputError, UnknownArgumentError
 from bloomlab.model.files import FORMATS, read_json
+from bloomlab.model.kept import check_kept
 
 ALIBI_MODES = ("hf", "exact")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -36,8 +37,11 @@ INHERITED = (
     "name_or_path",
     "output_attentions",
 )
+# ours alone; None in a model that is whole
+PRUNED = ("edited_slopes", "kept_heads", "kept_layers", "kept_neurons")
 KNOWN = {
     "alibi",
+    *PRUNED,
     *(field.name for field in dataclasses.fields(HFBloomConfig)),
     *MEGATRON_LEFTOVERS,
     *ALIASES,
@@ -72,6 +76,10 @@ class BloomConfig(HFBloomConfig):
     float32). Real config files may call `hidden_size` `n_embed`, `n_head` `num_attention_heads`
     and `n_layer` `num_hidden_layers`.
 
+    A pruned model's also has `kept_heads` and `kept_neurons` (for each layer the numbers of what
+    was kept, of `n_head` and of 4 x `hidden_size`), `kept_layers` (their numbers before) and
+    `edited_slopes` (pruned layers whose ALiBi slopes are not those of the kept heads).
+
     Raises:
         UnknownArgumentError: a keyword that neither transformers nor BLOOM's config files know.
             (Files may hold more; it is kept.)
@@ -79,6 +87,10 @@ class BloomConfig(HFBloomConfig):
     """
 
     alibi: str = "hf"
+    kept_heads: Any = None
+    kept_layers: Any = None
+    kept_neurons: Any = None
+    edited_slopes: Any = None
 
     def __init__(self, **fields: Any) -> None:
         for name in fields:
@@ -149,11 +161,28 @@ class BloomConfig(HFBloomConfig):
             raise ConfigError(f"problem_type is {self.problem_type!r}, expected {PROBLEM_TYPES}.")
         if self.alibi not in ALIBI_MODES:
             raise ConfigError(f"alibi is {self.alibi!r}, expected one of {ALIBI_MODES}.")
+        check_kept("kept_heads", self.kept_heads, self.n_layer, self.n_head)
+        check_kept("kept_neurons", self.kept_neurons, self.n_layer, 4 * self.hidden_size)
 
     @property
     def d_head(self) -> int:
         """Width of one head."""
         return self.hidden_size // self.n_head
+
+    def heads_of(self, layer: int) -> tuple[int, ...]:
+        """Numbers of the heads that a layer has: all `n_head`, or the kept ones."""
+        return tuple(range(self.n_head) if self.kept_heads is None else self.kept_heads[layer])
+
+    def neurons_of(self, layer: int) -> int:
+        """Width of a layer's MLP."""
+        if self.kept_neurons is None:
+            return 4 * self.hidden_size
+        return len(self.kept_neurons[layer])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, without those that only a pruned model has where it is none."""
+        fields = super().to_dict()
+        return {n: v for n, v in fields.items() if n not in PRUNED or v is not None}
 
     @property
     def n_label(self) -> int:

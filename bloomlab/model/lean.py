@@ -94,12 +94,13 @@ class LeanDecoder:
             ahead = self.capacity - len(cache)
             self.marks = cache.marks.followed_by(cache.valid.new_ones(self.rows, ahead))
         config = model.config
-        self.n_head, self.width = config.n_head, (config.hidden_size,)
+        self.n_heads, self.width = [b.attn.n_head for b in model.blocks], (config.hidden_size,)
         self.eps, self.post_norm_skip = (
             config.layer_norm_epsilon,
             config.apply_residual_connection_post_layernorm,
         )
-        self.scale = 1 / math.sqrt(config.hidden_size // config.n_head)
+        self.d_head = config.d_head
+        self.scale = 1 / math.sqrt(self.d_head)
         self.embed_ln, self.ln_final = model.embed_ln, model.ln_final
         if multiply is None:
             multiply = products(model, rows=self.rows, steps=steps, pack=False)
@@ -107,7 +108,8 @@ class LeanDecoder:
         self.head_masks: list[Tensor | None] = [None] * config.n_layer
         if head_mask is not None:
             masks = head_mask.to(self.rooms[0].k.dtype).unbind(1)
-            self.head_masks = [mask[:, :, None] for mask in masks]
+            kept = [b.attn.kept(mask) for b, mask in zip(model.blocks, masks, strict=True)]
+            self.head_masks = [mask[:, :, None] for mask in kept]
         self._unpassed, self._mode = unpassed(model), model.alibi
         self._slopes = [(block, content(block.attn.slopes)) for block in model.blocks]
         self._parts = [(part, _made_of(part)) for part in model.modules()]
@@ -172,7 +174,8 @@ class LeanDecoder:
             room, points, (gain1, bias1, gain2, bias2) = self.rooms[i], layer.points, layer.norms
             resid = passed(points.resid_pre, resid)
             normed = torch.layer_norm(resid, width, gain1, bias1, eps)
-            q, k, v = layer.qkv(normed).view(rows, self.n_head, 3, -1).unbind(2)
+            shape = (rows, self.n_heads[i], 3, self.d_head)
+            q, k, v = layer.qkv(normed).view(shape).unbind(2)
             q, k, v = passed(points.q, q), passed(points.k, k), passed(points.v, v)
             if isinstance(column, int):
                 room.k.select(2, column).copy_(k)
@@ -184,7 +187,7 @@ class LeanDecoder:
             z = self._read(q, *seen, biases[self._which[i]])
             if (mask := self.head_masks[i]) is not None:
                 z = z * mask
-            attn_out = layer.o(passed(points.z, z).reshape(rows, -1))
+            attn_out = layer.o(passed(points.z, z).flatten(1))
             attn_out = passed(points.attn_out, attn_out)
             resid = passed(points.resid_mid, (normed if post else resid) + attn_out)
             normed = torch.layer_norm(resid, width, gain2, bias2, eps)
@@ -196,6 +199,8 @@ class LeanDecoder:
         return self.multiply.unembed(torch.layer_norm(resid, width, final.weight, final.bias, eps))
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        if not q.shape[1]:  # all heads were pruned
+            return q
         if not self.rounded:
             read = F.scaled_dot_product_attention(q.unsqueeze(2), k, v, attn_mask=bias)
             return read.squeeze(2)
@@ -221,8 +226,8 @@ class LeanDecoder:
             return
         # Half-precision products of strided keys are slow. So all of the room is read every time,
         # the columns to come masked, and shown as they are written.
-        shape = (self.rows, self.n_head, 1, self.capacity)
-        self.tables = [table.expand(shape).flatten(0, 1) for table in self.tables]
+        size = (self.rows, -1, 1, self.capacity)
+        self.tables = [table.expand(size).flatten(0, 1) for table in self.tables]
         later = torch.arange(self.capacity, device=self.cache.device) >= len(self.cache)
         lowest = torch.finfo(model.dtype).min
         self._shown = [table.masked_fill(later, lowest) for table in self.tables]

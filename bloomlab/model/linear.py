@@ -26,6 +26,11 @@ Product = Callable[[Tensor], Tensor]
 class Linear(nn.Linear):
     """torch's linear layer on the product below."""
 
+    def reset_parameters(self) -> None:
+        """Torch's own draw; of no weights (all heads or neurons pruned) none."""
+        if self.weight.numel():
+            super().reset_parameters()
+
     def forward(self, input: Float[Tensor, "*lead d_in"]) -> Float[Tensor, "*lead d_out"]:
         """`input` times the weights, plus the bias."""
         return linear(input, self.weight, self.bias)
@@ -104,7 +109,7 @@ def product(weight: Tensor, bias: Tensor | None, *, rows: int, pack: bool) -> Pr
     of it in the processor's own order (`pack`), a batch of its parts for one row in float32, and
     torch's own kernel instead of oneDNN's for one row in bfloat16, if no cache holds the weights.
     """
-    if weight.device.type == "cpu" and onednn():
+    if weight.device.type == "cpu" and onednn() and weight.numel():
         if pack and rows == 1 and weight.dtype == torch.bfloat16:
             return partial(_without_onednn, weight=weight, bias=bias)
         if pack or (weight.dtype == torch.float32 and rows > 1):

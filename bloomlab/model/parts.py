@@ -35,6 +35,7 @@ class Part:
         rounded: whether each operation of attention rounded then (see AttentionBias).
         dtype: what attention computed in.
         rows: which rows of `values` are meant, in which order; None: all.
+        heads: of a pruned model, numbers of the heads in each layer; None: all.
     """
 
     values: dict[str, Tensor]
@@ -44,6 +45,7 @@ class Part:
     rounded: bool
     dtype: torch.dtype
     rows: Int[Tensor, " row"] | None = None
+    heads: tuple[tuple[int, ...], ...] | None = None
 
     def get(self, name: str, heads: slice = slice(None)) -> Tensor:
         """A value, its rows in order; of some heads, where it has a head axis."""

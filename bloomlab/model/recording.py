@@ -219,7 +219,7 @@ class Recording:
         before = self._parts[-1].slopes if self._parts else ()
         if len(before) != len(slopes) or not all(map(torch.equal, before, slopes)):
             before = tuple(slope.clone() for slope in slopes)
-        dtype = self._came_as[self._names[0]]
+        dtype, kept = self._came_as[self._names[0]], self._model.config.kept_heads
         self._parts.append(
             Part(
                 values=values,
@@ -228,6 +228,7 @@ class Recording:
                 mode=self._model.config.alibi,
                 rounded=rounds(self._model.config.alibi, dtype, self._model.device),
                 dtype=dtype,
+                heads=tuple(tuple(some) for some in kept) if kept is not None else None,
             )
         )
 

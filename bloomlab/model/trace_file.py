@@ -33,7 +33,7 @@ def write_parts(path: Path, parts: Iterable[Part], *, n_layer: int) -> None:
         tensors |= {f"{number}/{n}": t.cpu().contiguous().clone() for n, t in named.items()}
         dtype = str(part.dtype).removeprefix("torch.")
         rules = {"mode": part.mode, "rounded": part.rounded, "dtype": dtype}
-        headers.append({**rules, "names": sorted(named)})
+        headers.append({**rules, "names": sorted(named), "heads": part.heads})
     header = {"version": VERSION, "n_layer": n_layer, "parts": headers}
     metadata = {"format": FORMAT, "trace": json.dumps(header)}
     try:
@@ -111,7 +111,11 @@ def _part(path: Path, values: dict[str, Tensor], rules: dict[str, Any], *, n_lay
     if not fits or wrong:
         name = wrong[0] if wrong else "valid"
         raise CheckpointError(f"{path}: the trace's {name} does not fit its tokens {list(shape)}.")
+    heads = rules.get("heads")
+    if heads is not None and [len(some) for some in heads] != [len(some) for some in slopes]:
+        raise CheckpointError(f"{path}: the trace's heads do not fit its slopes.")
     return Part(
+        heads=None if heads is None else tuple(map(tuple, heads)),
         values=values,
         keys=keys.cpu(),
         slopes=slopes,

@@ -23,13 +23,13 @@ def test_every_step_belongs_to_one_stage():
         made.at(13)
 
 
-def test_rates_rise_at_each_start_and_fall_in_a_line_at_the_end():
-    made = recipe(decay=0.5, final_rate=0.1)
+def test_rates_rise_at_each_start_and_go_in_lines_between_points():
+    made = recipe(rates=((8, 1.0), (10, 0.5), (12, 0.1)))
     rates = [made.rate(step) for step in range(13)]
     assert rates[:5] == [0.5, 1, 1, 0.5, 1]
-    assert rates[5:8] == [1, 1, 1]
-    assert rates[8:] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2])
-    assert recipe(decay=1.0, final_rate=0.5).rate(12) == 0.5
+    assert rates[5:9] == [1, 1, 1, 1]
+    assert rates[9:] == pytest.approx([0.75, 0.5, 0.3, 0.1])
+    assert recipe().rate(12) == 1
 
 
 @pytest.mark.parametrize("mix", [{"text": 0.5}, {"text": 0.5, "poems": 0.5}])

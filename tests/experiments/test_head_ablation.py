@@ -5,52 +5,19 @@ import torch
 
 from bloomlab.errors import InputError, NumericalError, UnknownNameError
 from bloomlab.experiments import ablate_heads
-from tests.experiments.naive import cross_entropy, logits_of, valued, z_of, zeroed
+from tests.experiments.naive import (
+    LIMIT,
+    MASKS,
+    SINGLES,
+    N,
+    cross_entropy,
+    double_pair,
+    logits_of,
+    loop,
+    mask_of,
+    zeroed,
+)
 from tests.tiny import pair, tokens
-
-N = 9
-MASKS = {
-    "none": None,
-    "left": [[0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1, 1], [1] * 9],
-    "ragged": [[0, 0, 1, 1, 1, 1, 1, 1, 0], [1, 1, 0, 1, 1, 1, 1, 1, 1], [1] * 9],
-}
-LIMIT = {torch.float64: 1e-10, torch.float32: 1e-5}
-
-
-def mask_of(name):
-    return None if MASKS[name] is None else torch.tensor(MASKS[name])
-
-
-def double_pair(**fields):
-    """transformers forces its softmax into float32; in float64 ours is compared with ours."""
-    return pair(dtype=torch.float64, **fields)
-
-
-def loop(ours, ids, mask, sets, value=None, columns=slice(None)):
-    """Effects on the cross-entropy by one full forward of ours each, edited by a hook at z."""
-
-    def loss(heads):
-        def hook_of(layer, own):
-            def edit(z, hook):
-                for head in own:
-                    new = 0.0 if value is None else value(layer, head)
-                    z[:, columns, head] = new[:, columns] if isinstance(new, torch.Tensor) else new
-
-            return (f"blocks.{layer}.attn.hook_z", edit)
-
-        layers = sorted({layer for layer, _ in heads})
-        hooks = [hook_of(layer, [h for at, h in heads if at == layer]) for layer in layers]
-        logits = ours.run_with_hooks(
-            ids, attention_mask=mask, fwd_hooks=hooks, return_type="logits"
-        )
-        return cross_entropy(logits, ids, mask)
-
-    with torch.no_grad():
-        clean = loss(())
-        return torch.stack([loss(heads) - clean for heads in sets])
-
-
-SINGLES = [((layer, head),) for layer in range(3) for head in range(6)]
 
 
 @pytest.mark.parametrize("post_norm", [False, True])
@@ -107,117 +74,6 @@ def test_however_rows_are_batched(rows):
     ids = tokens(4, N)
     got = ablate_heads(ours, ids, rows=rows).effects
     assert (got - ablate_heads(ours, ids).effects).abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("padding", ["none", "ragged"])
-@pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
-def test_sets_of_heads_across_layers(kind, padding):
-    _, ours = double_pair(n_layer=3)
-    ids, mask = tokens(3, N), mask_of(padding)
-    sets = [((0, 1), (2, 3)), ((0, 0), (0, 5)), ((1, 2),), ((0, 4), (1, 1), (1, 5), (2, 0))]
-    got = ablate_heads(ours, ids, kind=kind, heads=sets, attention_mask=mask)
-    assert got.frame.heads[0] == "L0H1 L2H3"
-    value = value_of(ours, ids, mask, kind)
-    assert (got.effects - loop(ours, ids, mask, sets, value)).abs().max() < 1e-10
-
-
-def value_of(ours, ids, mask, kind, *, per_position=False, seed=0):
-    """What an ablated head writes, by its definition."""
-    if kind == "zero":
-        return None
-    _, cache = ours.run_with_cache(ids, attention_mask=mask)
-    seen = (torch.ones_like(ids) if mask is None else mask).bool()
-    if kind == "mean":
-        if per_position:
-            counts = seen[..., None].sum(0)
-            return lambda l, h: ((cache["z", l][:, :, h] * seen[..., None]).sum(0) / counts)[None]
-        return lambda l, h: cache["z", l][:, :, h][seen].mean(0)[None, None].expand(1, N, -1)
-    n = len(ids)
-    source = torch.Generator().manual_seed(seed)
-    donor = (torch.arange(n) + torch.randint(1, n, (n,), generator=source)) % n
-    assert (donor != torch.arange(n)).all()
-
-    def theirs(layer, head):
-        z, new = cache["z", layer][:, :, head], []
-        for i in range(n):
-            given, row, count = z[donor[i]][seen[donor[i]]], [], 0
-            for column in range(N):
-                count += int(seen[i, column])
-                row.append(given[max(count - 1, 0) % len(given)])
-            new.append(torch.stack(row))
-        return torch.stack(new)
-
-    return theirs
-
-
-@pytest.mark.parametrize("padding", MASKS)
-@pytest.mark.parametrize(
-    ("kind", "options"), [("mean", {}), ("mean", {"per_position": True}), ("resample", {})]
-)
-def test_kinds_of_ablation_equal_their_definition(kind, options, padding):
-    _, ours = double_pair(n_layer=3)
-    ids, mask = tokens(3, N), mask_of(padding)
-    got = ablate_heads(ours, ids, kind=kind, attention_mask=mask, **options)
-    value = value_of(ours, ids, mask, kind, **options)
-    assert (got.effects - loop(ours, ids, mask, SINGLES, value)).abs().max() < 1e-10
-
-
-def test_means_and_donors_come_from_a_reference():
-    _, ours = double_pair()
-    ids, other = tokens(3, N), tokens(5, N, seed=8)
-    mean = z_mean = ours.run_with_cache(other)[1]
-    got = ablate_heads(ours, ids, kind="mean", reference=other)
-    expected = loop(
-        ours,
-        ids,
-        None,
-        got.sets,
-        lambda l, h: z_mean["z", l][:, :, h].mean((0, 1))[None, None].expand(1, N, -1),
-    )
-    assert (got.effects - expected).abs().max() < 1e-10
-    got = ablate_heads(ours, ids, kind="resample", reference=other, seed=4)
-    chosen = torch.randint(0, 5, (3,), generator=torch.Generator().manual_seed(4))
-    expected = loop(ours, ids, None, got.sets, lambda l, h: mean["z", l][chosen][:, :, h])
-    assert (got.effects - expected).abs().max() < 1e-10
-
-
-@pytest.mark.parametrize("padding", MASKS)
-@pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
-@pytest.mark.parametrize("positions", [None, -1, [2, 6]])
-def test_late_columns_share_the_prefix(kind, padding, positions):
-    _, ours = double_pair(n_layer=3)
-    ids, mask = tokens(3, N), mask_of(padding)
-    sets = [*SINGLES, ((0, 1), (2, 3)), ((0, 2), (1, 2))]
-    columns = [5, 7, 8]
-    at = torch.arange(N) if positions is None else torch.tensor(positions).reshape(-1)
-    # queries of leading padding see all keys of their own forward, so prefixes differ there
-    attended = (torch.ones_like(ids) if mask is None else mask)[:, at]
-
-    def metric(logits, _):
-        return ((logits[..., 5] - logits[..., 8]) * attended).sum(-1)
-
-    got = ablate_heads(
-        ours, ids, metric, kind, sets, positions, attention_mask=mask, columns=columns, rows=3
-    )
-    value = value_of(ours, ids, mask, kind)
-    with torch.no_grad():
-        clean = metric(ours(ids, attention_mask=mask).logits[:, at], ids)
-        for one, effect in zip(sets, got.effects, strict=True):
-
-            def hook(layer, one=one):
-                def edit(z, hook):
-                    for at_layer, head in one:
-                        if at_layer == layer:
-                            new = 0.0 if value is None else value(layer, head)[:, columns]
-                            z[:, columns, head] = new
-
-                return edit
-
-            hooks = [(f"blocks.{layer}.attn.hook_z", hook(layer)) for layer in range(3)]
-            logits = ours.run_with_hooks(
-                ids, attention_mask=mask, fwd_hooks=hooks, return_type="logits"
-            )
-            assert (effect - (metric(logits[:, at], ids) - clean)).abs().max() < 1e-10
 
 
 def test_a_masked_model_is_swept_around_its_mask():
