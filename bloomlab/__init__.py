@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bloomlab import errors, interventions, plots, widgets
+    from bloomlab import analysis, errors, experiments, interventions, plots, widgets
     from bloomlab.errors import BloomlabError
     from bloomlab.model.bloom import BloomModel
     from bloomlab.model.cache import KVCache
@@ -43,7 +43,7 @@ _HOMES = {
     "Trace": "trace",
     "load": "model.load",
 }
-_PACKAGES = ("errors", "interventions", "plots", "widgets")
+_PACKAGES = ("analysis", "errors", "experiments", "interventions", "plots", "widgets")
 
 __all__ = [
     "BloomConfig",
@@ -60,7 +60,9 @@ __all__ = [
     "Session",
     "SinkWindow",
     "Trace",
+    "analysis",
     "errors",
+    "experiments",
     "interventions",
     "load",
     "plots",

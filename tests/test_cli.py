@@ -12,7 +12,7 @@ from urllib.request import ProxyHandler, Request, build_opener
 import pytest
 import torch
 import transformers
-from safetensors import safe_open
+from safetensors.torch import load_file
 
 import bloomlab
 from bloomlab import cli, describe
@@ -76,21 +76,20 @@ def test_info_of_the_demo_shows_card_sizes_and_fit(run):
     code, out, err = run("info", "demo")
     assert (code, err) == (0, "")
     assert "# The demo BLOOM" in out
-    with safe_open(DEMO / "model.safetensors", framework="pt") as file:
-        names = file.keys()
-        parameters = sum(file.get_tensor(name).numel() for name in names)
+    shards = [load_file(path) for path in DEMO.glob("*.safetensors")]
+    parameters = sum(weight.numel() for shard in shards for weight in shard.values())
     assert f"parameters      {parameters:,}" in out
-    assert "4 layers, 8 heads of 32 (d_head), width 256, vocabulary 8,192" in out
-    assert "10.5 MB bfloat16" in out
-    assert "KV cache 4,096 bytes per token" in out
-    assert "10.5 MB + 8.39 MB = 18.9 MB" in out
+    assert "6 layers, 8 heads of 32 (d_head), width 256, vocabulary 8,192" in out
+    assert "13.7 MB bfloat16" in out
+    assert "KV cache 6,144 bytes per token" in out
+    assert "13.7 MB + 12.6 MB = 26.3 MB" in out
 
 
 def test_info_can_leave_out_the_card_and_plan_for_other_lengths(run):
     code, out, _ = run("info", "demo", "--no-card", "--tokens", "100")
     assert code == 0
-    assert out.startswith("demo: 4 layers")
-    assert "10.5 MB + 410 kB = 10.9 MB" in out
+    assert out.startswith("demo: 6 layers")
+    assert "13.7 MB + 614 kB = 14.3 MB" in out
 
 
 @pytest.mark.parametrize("options", [{}, {"max_shard_size": "4KB"}])

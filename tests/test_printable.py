@@ -39,7 +39,7 @@ def spell(*pieces):
 
 def test_labels_take_lists_arrays_and_tensors_of_one_row(tokenizer):
     ids = tokenizer("Hello, world").input_ids
-    expected = ["Hel", "lo", ",", "␣world"]
+    expected = ["H", "el", "lo", ",", "␣world"]
     for given_ids in (ids, tuple(ids), np.array(ids), torch.tensor(ids), iter(ids)):
         assert token_labels(tokenizer, given_ids) == expected
     assert token_labels(tokenizer, []) == []

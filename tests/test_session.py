@@ -9,18 +9,19 @@ from bloomlab.errors import InputError, TokenizerError
 from tests.tiny import make_hf
 
 PROMPT = "the cat and the cat"
+SHAPE = (6, 8)  # layers and heads of the demo
 
 
 def test_patterns_are_those_of_the_hooks(demo):
     session = bl.Session(demo)
     _, cache = demo.run_with_cache(PROMPT)
-    expected = torch.cat([cache["pattern", layer] for layer in range(4)])
+    expected = torch.cat([cache["pattern", layer] for layer in range(SHAPE[0])])
     np.testing.assert_allclose(session.patterns(PROMPT), expected.numpy(), atol=1e-5)
     np.testing.assert_allclose(session.pattern(PROMPT, 2, 3), expected[2, 3].numpy(), atol=1e-5)
 
 
 def test_next_tokens_are_the_likeliest_before_and_after(demo):
-    session, mask = bl.Session(demo), np.ones((4, 8), dtype=np.float32)
+    session, mask = bl.Session(demo), np.ones(SHAPE, dtype=np.float32)
     mask[0, 0] = 0
     labels, before, after = session.next_tokens(PROMPT, mask, k=5)
     assert len(labels) == len(before) == len(after) == 5
@@ -32,16 +33,16 @@ def test_next_tokens_are_the_likeliest_before_and_after(demo):
 
 
 def test_a_masked_head_upstream_changes_a_pattern(demo):
-    session, mask = bl.Session(demo), np.ones((4, 8), dtype=np.float32)
+    session, mask = bl.Session(demo), np.ones(SHAPE, dtype=np.float32)
     mask[0, 0] = 0
-    assert np.abs(session.pattern(PROMPT, 1, 4) - session.pattern(PROMPT, 1, 4, mask)).max() > 0.1
+    assert np.abs(session.pattern(PROMPT, 2, 7) - session.pattern(PROMPT, 2, 7, mask)).max() > 0.1
 
 
 @pytest.mark.parametrize(
     ("ask", "text"),
     [
         (lambda s: s.tokens(["a", "b"]), "one text"),
-        (lambda s: s.pattern(PROMPT, 9, 0), "layers 0 to 3"),
+        (lambda s: s.pattern(PROMPT, 9, 0), "layers 0 to 5"),
         (lambda s: s.pattern(PROMPT, 0, 9), "heads 0 to 7"),
         (lambda s: s.tokens(""), "empty"),
     ],

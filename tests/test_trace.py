@@ -233,9 +233,9 @@ def test_text_and_what_describes_a_trace(demo):
     assert torch.equal(trace.attention_mask, mask.bool())
     assert trace.positions.tolist() == ((mask.cumsum(-1) - 1) * mask).tolist()
     assert len(trace) == ids.shape[1]
-    assert trace.layers == (0, 3)
+    assert trace.layers == (0, demo.config.n_layer - 1)
     assert trace.thumbnails(4).shape == (2, 2, 8, 4, 4)
-    assert repr(trace).startswith(f"Trace(2 rows, {len(trace)} tokens, 2 of 4 layers, q k v resid")
+    assert repr(trace).startswith(f"Trace(2 rows, {len(trace)} tokens, 2 of 6 layers, q k v resid")
 
 
 def test_autocast_is_that_of_the_run():

@@ -125,6 +125,13 @@ def _curve(found: Mapping[str, Any]) -> str:
     return _rows((*keys, *languages), rows)
 
 
+def _phases(found: Mapping[str, Any]) -> str:
+    keys = ("first", "second", "induction", "previous", "en")
+    rows = [(name, *(f"{got[key]:.2f}" for key in keys)) for name, got in found["phases"].items()]
+    names = ("first copy", "second copy", "induction", "previous", "English, bits per byte")
+    return _rows(("revision", *names), rows)
+
+
 def _files(found: Mapping[str, Any]) -> str:
     rows = [
         (name, f"{facts['bytes']:,}", f"`{facts['sha256']}`")
@@ -140,5 +147,6 @@ TABLES: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "groups": _groups,
     "heads": _heads,
     "languages": _languages,
+    "phases": _phases,
     "samples": _samples,
 }

@@ -130,7 +130,7 @@ def make_tokenizer(documents: Mapping[str, list[str]], recipe: Recipe) -> BloomT
         show_progress=False,
     )
     backend.train_from_iterator(sample(), trainer)
-    return BloomTokenizer(tokenizer_object=backend)
+    return BloomTokenizer(tokenizer_object=backend, padding_side="left")  # as transformers reads it
 
 
 def encode(documents: Mapping[str, list[str]], tokenizer: BloomTokenizer, *, digest: str) -> Corpus:

@@ -20,7 +20,7 @@ from bloomlab.demo.corpus import read_documents
 from bloomlab.demo.measures import copying, text_loss
 from bloomlab.demo.recipe import DEMO, Recipe
 from bloomlab.demo.samples import greedy_samples
-from bloomlab.model.files import find_folder
+from bloomlab.model.files import find_folder, phases
 from bloomlab.model.load import load
 
 PERIODS = (32, 64)
@@ -84,6 +84,22 @@ def measure(model: Any, heldout: Mapping[str, list[str]]) -> dict[str, Any]:
     }
 
 
+def measure_phases(english: list[str]) -> dict[str, dict[str, float]]:
+    """Copying, its best heads, and bits per byte of English, at every step of "demo-phases"."""
+    found = {}
+    for name in tqdm(phases(), desc="phases"):
+        model = load("demo-phases", revision=name, device="cpu")
+        got = copying(model)
+        found[name] = {
+            "first": got.first,
+            "second": got.second,
+            "induction": float(got.induction.max()),
+            "previous": float(got.previous.max()),
+            "en": text_loss(model, english, limit=ABLATION_TOKENS).bits,
+        }
+    return found
+
+
 def file_hashes(folder: Path) -> dict[str, dict[str, Any]]:
     """Size in bytes and SHA-256 of every file in a folder."""
     return {
@@ -122,7 +138,9 @@ def main(
     log: Annotated[Path | None, typer.Option(help="log.jsonl of the training run.")] = None,
 ) -> None:
     """Measure a small BLOOM on held-out text and on random tokens that are said twice."""
-    found = measure(load(model, device="cpu"), heldout_documents(heldout))
+    documents = heldout_documents(heldout)
+    found = measure(load(model, device="cpu"), documents)
+    found["phases"] = measure_phases(documents["en"])
     found["files"] = file_hashes(find_folder(model))
     if log is not None:
         found["log"] = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]

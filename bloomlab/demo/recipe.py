@@ -138,18 +138,15 @@ DEMO = Recipe(
             first_copy=0.1,
         ),
         Stage(
-            steps=4900,
+            steps=4750,
             rows=16,
             length=256,
             mix={"text": 0.84, "pasted": 0.1, "repeated": 0.06},
             stutter=0.1,
         ),
     ),
-    rates=(
-        (2500, 1.0),
-        (3328, 0.586),
-        (5400, 0.0),
-    ),  # lengthened at step 3328
+    # lengthened at step 3328, shortened at step 5000
+    rates=((2500, 1.0), (3328, 0.586), (5000, 0.1131), (5250, 0.0)),
 )
 # A smaller one whose history is kept: half text, half repetition, so that language and induction
 # can both be seen to appear.

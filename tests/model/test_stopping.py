@@ -86,7 +86,7 @@ def test_no_row_ends_too_early(options):
         ({"attention_mask": torch.full((1, 6), 0.5)}, "values other than 0 and 1"),
         ({"generation_config": {"top_k": 3}}, "GenerationConfig"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else ", ".join(given),
 )
 def test_impossible_arguments_are_refused(options, said):
     for function in (OURS.generate, OURS.stream):
