@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     )
     from bloomlab.model.load import load
     from bloomlab.model.policies import HeavyHitters, SinkWindow
+    from bloomlab.model.prune import prune_heads
+    from bloomlab.model.prune_parts import prune_layers, prune_neurons
+    from bloomlab.model.prune_vocabulary import prune_vocabulary
     from bloomlab.session import Session
     from bloomlab.tokens import BloomTokenizer, BloomTokenizerFast
     from bloomlab.trace import Trace
@@ -42,6 +45,10 @@ _HOMES = {
     "SinkWindow": "model.policies",
     "Trace": "trace",
     "load": "model.load",
+    "prune_heads": "model.prune",
+    "prune_layers": "model.prune_parts",
+    "prune_neurons": "model.prune_parts",
+    "prune_vocabulary": "model.prune_vocabulary",
 }
 _PACKAGES = ("analysis", "errors", "experiments", "interventions", "plots", "widgets")
 
@@ -66,6 +73,10 @@ __all__ = [
     "interventions",
     "load",
     "plots",
+    "prune_heads",
+    "prune_layers",
+    "prune_neurons",
+    "prune_vocabulary",
     "widgets",
 ]
 

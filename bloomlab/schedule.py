@@ -134,7 +134,8 @@ class Intervention:
         """Edit a hook's value, which is its own copy, in place."""
         name = str(hook.name)
         part = value.movedim(2, 1) if name.endswith(GRIDS) else value
-        n_row, n_new, n_head = (*part.shape[:2], part.shape[2] if part.ndim == 4 else 0)
+        has_heads = part.ndim == 4
+        n_row, n_new, n_head = (*part.shape[:2], part.shape[2] if has_heads else 0)
         positions = self._scheduled(start, step, n_new)
         rows = range(n_row) if self.rows is None else sorted(self.rows)
         heads = range(n_head) if self.heads is None else self._heads_at(hook)
@@ -143,9 +144,9 @@ class Intervention:
         if heads and heads[-1] >= n_head:
             where = f"{name} has {n_head}, from 0." if n_head else f"{name} has no heads."
             raise UnknownNameError("head", heads[-1], (), where=where)
-        if not positions or not rows:
+        if not positions or not rows or (has_heads and not heads):
             return
-        picks = [span(rows), span(positions), span(heads)][: 3 if n_head else 2]
+        picks = [span(rows), span(positions), span(heads)][: 3 if has_heads else 2]
         index = index_of(picks, part)
         columns = [start + position for position in positions]
         spot = Spot(name, picks[0], columns, span(heads), n_row, n_head, start + n_new)
@@ -156,7 +157,7 @@ class Intervention:
         """Where the heads stand at a hook point, whose layer may be pruned."""
         assert self.heads is not None
         numbered = getattr(hook, "heads", None)
-        if numbered is None or numbered == tuple(range(len(numbered))):
+        if numbered is None or (numbered and numbered == tuple(range(len(numbered)))):
             return self.heads
         places = {head: place for place, head in enumerate(numbered)}
         for head in self.heads:

@@ -54,7 +54,8 @@ class Session:
         if not 0 <= head < self.n_head:
             raise InputError(f"no head {head}: the model has heads 0 to {self.n_head - 1}.")
         patterns = self.patterns(prompt, head_mask, layers=[layer])
-        return patterns[0, self.model.blocks[layer].attn.index([head])[0]]
+        self.model.blocks[layer].attn.index([head])
+        return patterns[0, head]
 
     @torch.no_grad()
     def patterns(
@@ -64,7 +65,7 @@ class Session:
         *,
         layers: list[int] | None = None,
     ) -> Float[np.ndarray, "chosen head query key"]:
-        """Attention patterns of all heads of the given layers (None: all)."""
+        """Attention patterns of all heads of the given layers (None: all); 0 for pruned heads."""
         chosen = list(range(self.n_layer)) if layers is None else layers
         if wrong := [layer for layer in chosen if not 0 <= layer < self.n_layer]:
             raise InputError(f"no layer {wrong[0]}: the model has layers 0 to {self.n_layer - 1}.")
@@ -72,7 +73,12 @@ class Session:
         _, cache = self.model.run_with_cache(
             prompt, names_filter=names, head_mask=self._mask(head_mask), logits_to_keep=1
         )
-        return torch.cat([cache[name] for name in names]).float().cpu().numpy()
+        n_key = cache[names[0]].shape[-1]
+        found = np.zeros((len(chosen), self.n_head, n_key, n_key), dtype=np.float32)
+        for place, (layer, name) in enumerate(zip(chosen, names, strict=True)):
+            heads = list(self.model.blocks[layer].attn.heads)
+            found[place, heads] = cache[name][0].float().cpu().numpy()
+        return found
 
     @torch.no_grad()
     def next_tokens(

@@ -210,7 +210,8 @@ def test_a_folder_never_asks_the_network(tmp_path, monkeypatch, dialled):
 
 def test_a_hub_id_is_read_from_the_cache(tmp_path, tokenizer, dialled):
     repo = tmp_path / "models--nobody--bloom"
-    shutil.copytree(DEMO, repo / "snapshots" / "abc", ignore=shutil.ignore_patterns("*.safetensors"))
+    hidden = shutil.ignore_patterns("*.safetensors")
+    shutil.copytree(DEMO, repo / "snapshots" / "abc", ignore=hidden)
     (repo / "refs").mkdir()
     (repo / "refs" / "main").write_text("abc")
     cached = BloomTokenizer.from_pretrained("nobody/bloom", cache_dir=tmp_path)

@@ -16,7 +16,7 @@ from einops import einsum, rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bloomlab.errors import InputError
+from bloomlab.errors import InputError, UnsupportedError
 from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Edit, Edits, Evaluations
 from bloomlab.experiments.last_layer import keys_and_values, read_from_stream
@@ -250,12 +250,18 @@ def require_bare(model: Any) -> None:
 
     Raises:
         InputError: which hooks are attached, or that the model is in training mode.
+        UnsupportedError: heads were pruned.
     """
     points = [name for name, point in model.hook_dict.items() if is_hooked(point)]
     if points:
         raise InputError(
             f"hooks are attached at {', '.join(points[:3])}{' ...' if points[3:] else ''}: a sweep "
             "resumes from a run without. Leave the `with model.hooks(...)`, or model.reset_hooks()."
+        )
+    if model.config.kept_heads is not None:
+        raise UnsupportedError(
+            "heads of this model were pruned; a sweep needs all of them in every layer. Sweep "
+            "bloomlab.model.inflate.whole(model), which computes the same: pruned heads are zeros."
         )
     if model.training and (model.config.hidden_dropout or model.config.attention_dropout):
         raise InputError(

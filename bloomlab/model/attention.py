@@ -96,7 +96,7 @@ class Attention(nn.Module):
     @property
     def W_O(self) -> Float[Tensor, "head d_head d_model"]:
         """Output weights: a view of the parameter."""
-        return rearrange(self.o.weight, "m (h d) -> h d m", h=self.n_head)
+        return rearrange(self.o.weight, "m (h d) -> h d m", h=self.n_head, d=self.d_head)
 
     @property
     def b_Q(self) -> Float[Tensor, "head d_head"]:
@@ -120,12 +120,12 @@ class Attention(nn.Module):
 
     def _weights(self, part: int) -> Tensor:
         # BLOOM interleaves q, k and v per head.
-        return rearrange(self.qkv.weight, "(h three d) m -> three h m d", h=self.n_head, three=3)[
-            part
-        ]
+        sizes = {"h": self.n_head, "three": 3, "d": self.d_head}
+        return rearrange(self.qkv.weight, "(h three d) m -> three h m d", **sizes)[part]
 
     def _biases(self, part: int) -> Tensor:
-        return rearrange(self.qkv.bias, "(h three d) -> three h d", h=self.n_head, three=3)[part]
+        sizes = {"h": self.n_head, "three": 3, "d": self.d_head}
+        return rearrange(self.qkv.bias, "(h three d) -> three h d", **sizes)[part]
 
     def forward(
         self,
@@ -153,9 +153,8 @@ class Attention(nn.Module):
         noted = extension is not None and extension.watches_pattern
         watched = output_attentions or noted or self._is_watched()
         pieces = () if extension is None else extension.update(self.layer, k, v)
-        if not self.n_head:  # all were pruned: only the output bias is left
-            n_key = sum(piece.length for piece in pieces) if pieces else n_query
-            z, pattern = q, q.new_empty(batch, 0, n_query, n_key)
+        if not self.n_head and not watched and not is_hooked(self.hook_alibi):
+            z, pattern = q, None  # all were pruned: only the output bias is left
         elif len(pieces) > 1 and not watched and not is_hooked(self.hook_alibi):
             z, pattern = shared_attention(q, pieces, bias=bias, slopes=self.slopes), None
         else:

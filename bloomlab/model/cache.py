@@ -157,14 +157,15 @@ class KVCache(Held):
         check_alike(self._layers, other._layers, what)
         if other.n_rows not in (1, self.n_rows):
             raise CacheError(f"splice: {other.n_rows} rows, expected 1 or {self.n_rows}.")
-        part = self._part(self._layers[0], rows, heads, columns)
+        part = self._part(self._layers[0], rows, None, columns)
         chosen("columns", part.columns, len(other), self.device)  # the other may be shorter
-        theirs = part if other.n_rows == self.n_rows else part._replace(rows=None)
         hidden = ~other.valid[:, part.columns] & self.valid[:, part.columns]
         if bool(hidden.any()):
             raise CacheError("splice: some of the columns are padding in the other cache.")
         new = list(self._layers)
         for layer in chosen("layers", layers, len(new), torch.device("cpu")).tolist():
+            part = self._part(new[layer], rows, heads, columns)  # pruned layers differ in heads
+            theirs = part if other.n_rows == self.n_rows else part._replace(rows=None)
             k, v = joined(other._layers[layer], other.n_rows)
             values = {"k": theirs.of(k) if "k" in what else None}
             values["v"] = theirs.of(v) if "v" in what else None

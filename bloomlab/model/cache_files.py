@@ -134,7 +134,7 @@ def _layer(layer: int, tensors: dict[str, Tensor], *, rows: int, length: int) ->
     pieces: list[Any] = []
     while (k := tensors.pop(f"layers.{layer}.{len(pieces)}.k", None)) is not None:
         v = tensors.pop(f"layers.{layer}.{len(pieces)}.v")
-        fits = k.ndim == 4 and k.shape == v.shape and k.dtype == v.dtype and k.numel()
+        fits = k.ndim == 4 and k.shape == v.shape and k.dtype == v.dtype and k.shape[2]
         _require(bool(fits) and k.dtype in FORMATS.values(), f"keys and values of layer {layer}")
         _require(rows % len(k) == 0, f"layer {layer} holds {len(k)} rows for {rows}")
         pieces.append(whole(k, v))

@@ -1,6 +1,5 @@
 """Loading and saving in transformers' layout. transformers' parameter names live only here."""
 
-import importlib
 import logging
 import re
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from bloomlab.errors import CheckpointError, UnsupportedError
 from bloomlab.model.alibi import alibi_slopes
 from bloomlab.model.config import PRUNED, BloomConfig, as_device, as_dtype, read_config
 from bloomlab.model.files import Weights, find_folder, replaced
+from bloomlab.model.inflate import whole
 from bloomlab.model.kept import check_slopes
 from bloomlab.tokens import BloomTokenizer
 
@@ -133,7 +133,7 @@ class Checkpoints(nn.Module):
             UnsupportedError: transformers cannot express this model (edited ALiBi slopes).
         """
         if self.config.kept_heads is not None or self.config.kept_neurons is not None:
-            return importlib.import_module("bloomlab.model.prune").whole(self).to_hf()
+            return whole(self).to_hf()
         if self._edited_slopes():
             raise UnsupportedError(
                 "transformers computes ALiBi slopes itself; edited ones cannot go there."

@@ -10,7 +10,7 @@ from transformers import BloomConfig as HFBloomConfig
 
 from bloomlab.errors import ConfigError, InputError, UnknownArgumentError
 from bloomlab.model.files import FORMATS, read_json
-from bloomlab.model.kept import check_kept
+from bloomlab.model.kept import check_kept, check_layers
 
 ALIBI_MODES = ("hf", "exact")
 PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
@@ -163,6 +163,8 @@ class BloomConfig(HFBloomConfig):
             raise ConfigError(f"alibi is {self.alibi!r}, expected one of {ALIBI_MODES}.")
         check_kept("kept_heads", self.kept_heads, self.n_layer, self.n_head)
         check_kept("kept_neurons", self.kept_neurons, self.n_layer, 4 * self.hidden_size)
+        check_layers("kept_layers", self.kept_layers, self.n_layer)
+        check_layers("edited_slopes", self.edited_slopes)
 
     @property
     def d_head(self) -> int:

@@ -24,11 +24,13 @@ def imported(cache: Any, attention_mask: Any) -> dict[str, Any]:
         ShapeError: a mask that does not cover what is cached.
     """
     check_kind(cache)
-    held = [layer for layer in cache.layers if layer.get_seq_length()]
+    held = [layer for layer in cache.layers if _length(layer)]
     if not held:
         return {}
-    shapes = {(tuple(layer.keys.shape), tuple(layer.values.shape)) for layer in held}
-    if len(held) < len(cache.layers) or len(shapes) > 1 or len(set(*shapes)) > 1:
+    alike = all(layer.keys.shape == layer.values.shape for layer in held)
+    # heads apart, which pruned layers have fewer of
+    shapes = {(*layer.keys.shape[:1], *layer.keys.shape[2:]) for layer in held}
+    if len(held) < len(cache.layers) or len(shapes) > 1 or not alike:
         raise CacheError(
             f"the layers of the {type(cache).__name__} hold keys and values of different shapes, "
             "or some none; expected the same tokens in all."
@@ -75,10 +77,15 @@ def check_kind(cache: Any) -> None:
 def give_back(cache: Any, layers: list[tuple[Tensor, Tensor]]) -> None:
     """Put grown keys and values [batch head key d_head] into transformers' cache."""
     for index, (k, v) in enumerate(layers):
-        if cache.get_seq_length(index):
+        if index < len(cache.layers) and _length(cache.layers[index]):
             cache.layers[index].keys, cache.layers[index].values = k, v
         else:
             cache.update(k, v, index)
+
+
+def _length(layer: Any) -> int:
+    """Tokens in a layer; transformers' own count is 0 where there are no heads."""
+    return layer.keys.shape[2] if layer.is_initialized and layer.keys.ndim == 4 else 0
 
 
 def exported(cache: Held) -> DynamicCache:

@@ -148,6 +148,11 @@ class LensProtocol(TextProtocol, Caching):
         return FactoredMatrix(self.W_V, self.W_O)
 
     @property
+    def kept_heads(self) -> dict[int, list[int]]:
+        """Numbers of the heads in each layer: all, or those that pruning left."""
+        return {layer: list(self.config.heads_of(layer)) for layer in range(self.config.n_layer)}
+
+    @property
     def all_head_labels(self) -> list[str]:
         """L0H0, L0H1, ... of all heads, in the order of stacked head results."""
         heads = self.config.heads_of

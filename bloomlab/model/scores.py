@@ -38,7 +38,7 @@ def biased_scores(
     if bias.mode == "hf" and (bias.rounded or q.dtype == wide):
         rows = alibi.expand(batch, n_head, -1, -1).flatten(0, 1)
         scores = torch.baddbmm(rows, q.flatten(0, 1), k.flatten(0, 1).mT, beta=1.0, alpha=scale)
-        return scores.view(batch, n_head, n_query, -1)
+        return scores.view(batch, n_head, n_query, k.shape[2])
     return (q.to(wide) @ k.to(wide).mT) * scale + alibi
 
 
