@@ -76,6 +76,10 @@ class CheckpointError(BloomlabError, OSError):
     """A checkpoint that cannot be found, trusted or read; nothing was loaded."""
 
 
+class ResultsError(BloomlabError, ValueError):
+    """A results folder of another study, or none at all; nothing was written."""
+
+
 class TokenizerError(BloomlabError, ValueError):
     """A tokenizer that is missing or cannot do what was asked."""
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -47,3 +48,11 @@ class Edit:
 
 
 Edits = Mapping[int, Edit]  # layer -> edit; one run
+
+
+def by_layer(heads: Any) -> dict[int, tuple[int, ...]]:
+    """Heads of each layer, sorted."""
+    found: dict[int, list[int]] = {}
+    for layer, head in sorted(heads):
+        found.setdefault(layer, []).append(head)
+    return {layer: tuple(some) for layer, some in found.items()}

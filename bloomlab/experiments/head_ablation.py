@@ -6,6 +6,7 @@ layer evaluations or less; see `resume`.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -17,9 +18,11 @@ from bloomlab.analysis.intervals import bootstrap_mean
 from bloomlab.errors import UnknownNameError
 from bloomlab.experiments.dataset import dataset
 from bloomlab.experiments.edits import Evaluations
-from bloomlab.experiments.heads import Head, checked_mask, edited_columns, head_sets
+from bloomlab.experiments.heads import Head, checked_mask, edited_columns, head_sets, set_name
 from bloomlab.experiments.metrics import Metric
 from bloomlab.experiments.replacements import KINDS, replacement
+from bloomlab.experiments.results import opened
+from bloomlab.experiments.stored_runs import KEY
 from bloomlab.experiments.sweep import Sweep
 
 
@@ -60,8 +63,7 @@ class Ablation:
         if all(len(one) == 1 for one in self.sets):
             layers, heads = zip(*(one[0] for one in self.sets), strict=True)
             return pd.DataFrame({"layer": layers, "head": heads, **effects})
-        names = [" ".join(f"L{layer}H{head}" for layer, head in one) for one in self.sets]
-        return pd.DataFrame({"heads": names, **effects})
+        return pd.DataFrame({"heads": list(map(set_name, self.sets)), **effects})
 
     @property
     def matrix(self) -> Float[Tensor, "layer head"]:
@@ -94,6 +96,7 @@ def ablate_heads(
     per_position: bool = False,
     seed: int = 0,
     rows: int | None = None,
+    results: str | Path | None = None,
     progress: bool = True,
 ) -> Ablation:
     """Effect of ablating each head, or each given set of heads, on a metric.
@@ -115,8 +118,11 @@ def ablate_heads(
             `range(t, n)`; earlier columns are then computed once for all.
         reference: texts or ids for "mean" and "resample"; None: `tokens` itself.
         per_position: a mean for every column instead of one for all.
-        seed: of "resample".
-        rows: rows in a forward; None: by free memory.
+        seed: of "resample"; "optimal" draws nothing.
+        rows: rows in a forward; None: by free memory, and of one run alone if results are stored.
+        results: a folder, new or of this same sweep, where each run is stored once it is measured;
+            a sweep that was killed goes on from there to the same numbers, bit for bit. A kill
+            loses the runs of one forward: one, unless `rows` asks for more. See `Results`.
         progress: show a bar while it takes long.
 
     Returns:
@@ -127,6 +133,7 @@ def ablate_heads(
             something else than a number an example.
         UnknownNameError: no such metric or kind.
         NumericalError: a metric that is NaN or infinite; names the example.
+        ResultsError: the folder holds another study; says what differs.
     """
     data = dataset(model, tokens, attention_mask)
     measured = Metric(metric, positions=positions, answers=answers)
@@ -136,16 +143,30 @@ def ablate_heads(
     mask = checked_mask(model, head_mask)
     edited = edited_columns(columns, data.tokens.shape[1])
     sweep = Sweep(model, measured, head_mask=mask, since=0 if edited is None else edited[0])
+    apart = None if reference is None else dataset(model, reference)
+    arguments = {
+        "metric": metric,
+        "kind": kind,
+        "heads": sets,
+        "positions": positions,
+        "answers": answers,
+        "head_mask": mask,
+        "columns": edited,
+        "reference": apart,
+        "per_position": per_position,
+        "rows": rows,
+    }
     source = replacement(
         sweep,
         kind,
         data,
-        reference=None if reference is None else dataset(model, reference),
+        reference=apart,
         per_position=per_position,
         columns=edited,
         seed=seed,
     )
-    effects, clean = sweep.run(data, sets, source, rows=rows, progress=progress)
+    with opened(results, model=model, data=data, arguments=arguments, seed=seed, key=KEY) as store:
+        effects, clean = sweep.run(data, sets, source, rows=rows, progress=progress, results=store)
     return Ablation(
         sets=sets,
         effects=effects,

@@ -1,5 +1,6 @@
 """Which heads an experiment is about, and where they are edited: what callers give, checked."""
 
+from collections.abc import Iterable
 from itertools import combinations
 from typing import Any
 
@@ -67,6 +68,11 @@ def edited_columns(columns: Any, n_pos: int) -> list[int] | None:
         raise InputError(f"columns is {columns!r}, expected some of {-n_pos} to {n_pos - 1}.")
     found = sorted({int(i) % n_pos for i in listed})
     return None if len(found) == n_pos else found
+
+
+def set_name(heads: Iterable[Head]) -> str:
+    """Heads as they print: "L0H1 L1H3"."""
+    return " ".join(f"L{layer}H{head}" for layer, head in heads)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from bloomlab.errors import InputError
 from bloomlab.experiments.dataset import Dataset
-from bloomlab.experiments.resume import CleanRun, Edit, Edits
+from bloomlab.experiments.edits import Edit, Edits, by_layer
+from bloomlab.experiments.optimal_constants import Optimal
+from bloomlab.experiments.resume import CleanRun
 
 KINDS = ("mean", "optimal", "resample", "zero")
-OPTIMAL_STEPS = 40  # of Adam, for the best constant
 
 
 @runtime_checkable
@@ -22,14 +23,6 @@ class Replacement(Protocol):
     def edits(self, heads: Any, clean: CleanRun, examples: slice) -> Edits:
         """Edits that ablate these heads in the examples of a clean run."""
         ...
-
-
-def by_layer(heads: Any) -> dict[int, tuple[int, ...]]:
-    """Heads of each layer, sorted."""
-    found: dict[int, list[int]] = {}
-    for layer, head in sorted(heads):
-        found.setdefault(layer, []).append(head)
-    return {layer: tuple(some) for layer, some in found.items()}
 
 
 @dataclass(frozen=True)
@@ -126,7 +119,7 @@ def replacement(
     elif kind == "resample":
         made = Resampled(donors(sweep, data, given, seed=seed))
     else:
-        raise InputError("kind 'optimal' is found head by head: `optimal_constants`.")
+        made = Optimal(sweep, data, mean_z(sweep, data), columns)
     return made if columns is None else AtColumns(made, columns)
 
 

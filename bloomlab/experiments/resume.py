@@ -192,12 +192,12 @@ class CleanRun:
 
         def write(z: Tensor, hook: Any) -> Tensor:
             parts = rearrange(z, "(run b) t h d -> run b t h d", b=len(self.data))
-            for part, edit in zip(parts, edits, strict=True):
+            for i, edit in enumerate(edits):
                 if edit is not None:
                     columns = self._columns_of(edit)
                     new = edit.at(columns, self.data.tokens.shape[1])
                     where = columns[:, None] - self.since, torch.tensor(edit.heads)
-                    part[(slice(None), *where)] = new.to(z) if isinstance(new, Tensor) else new
+                    parts[(i, slice(None), *where)] = new.to(z) if isinstance(new, Tensor) else new
             return z
 
         return write

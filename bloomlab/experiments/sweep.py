@@ -1,6 +1,6 @@
 """Many runs with some heads replaced, measured: heads of a layer batched as rows."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +12,13 @@ from tqdm.auto import tqdm
 
 from bloomlab.errors import NumericalError
 from bloomlab.experiments.dataset import Dataset
-from bloomlab.experiments.edits import Evaluations
+from bloomlab.experiments.edits import Edits, Evaluations
 from bloomlab.experiments.heads import Head
 from bloomlab.experiments.metrics import Metric
 from bloomlab.experiments.replacements import Replacement
+from bloomlab.experiments.results import Results
 from bloomlab.experiments.resume import CleanRun
+from bloomlab.experiments.stored_runs import StoredRuns
 
 
 @dataclass
@@ -47,6 +49,10 @@ class Sweep:
             evaluations=self.evaluations,
         )
 
+    def judge(self, clean: CleanRun, targets: Any, examples: slice) -> "Judge":
+        """What measures runs that resume from a clean one."""
+        return Judge(self, clean, targets, examples)
+
     @torch.no_grad()
     def run(
         self,
@@ -56,7 +62,7 @@ class Sweep:
         *,
         rows: int | None = None,
         progress: bool = True,
-        done: Callable[[int], bool] = lambda index: False,
+        results: Results | None = None,
     ) -> tuple[Float[Tensor, "run example"], Float[Tensor, " example"]]:
         """Effects of every set on every example, and the clean metric.
 
@@ -64,33 +70,41 @@ class Sweep:
             data: the examples.
             sets: heads to ablate together.
             source: what stands in their place.
-            rows: rows in a forward.
+            rows: rows in a forward; None: as many as fit, but of one run where they are stored, so
+                that a killed sweep loses no more than one.
             progress: whether to show a bar.
-            done: runs to leave out.
+            results: where runs are stored as they come, and found again; see `StoredRuns`.
         """
         targets = self.metric.targets(data)
-        order = sorted((min(one)[0], i) for i, one in enumerate(sets) if not done(i))
+        order = sorted((min(one)[0], i) for i, one in enumerate(sets))
         at_once = rows or rows_that_fit(self.model, data)
-        size = min(len(data), at_once)
+        together = results is None or rows is not None
+        if results is not None:
+            at_once = results.settled("rows", at_once)
         wide = torch.promote_types(self.model.dtype, torch.float32)
         effects = torch.full((len(sets), len(data)), torch.nan, dtype=wide)
         clean_values = torch.empty(len(data), dtype=wide)
         bar = tqdm(total=len(order) * len(data), unit="run", delay=2, disable=not progress)
         with bar:
-            for start, part in data.chunks(size):
+            for start, part in data.chunks(min(len(data), at_once)):
                 examples = slice(start, start + len(part))
+                stored = StoredRuns(results, sets, start)
+                groups = list(_groups(order, max(1, at_once // len(part)) if together else 1))
+                if groups and all(map(stored.has, groups)):
+                    effects[:, examples] = stored.effects(list(range(len(sets))))
+                    clean_values[examples] = stored.clean(0)
+                    bar.update(len(sets) * len(part))
+                    continue
                 clean = self.clean(part)
-                judge = Judge(self, clean, targets, examples)
+                judge = self.judge(clean, targets, examples)
                 clean_values[examples] = before = judge(clean.stream, 1)[0]
-                for group in _groups(order, max(1, at_once // len(part))):
-                    runs = [source.edits(sets[i], clean, examples) for i in group]
-                    begun = {i: clean.begin(run) for i, run in enumerate(runs)}
-                    effects[group, examples] = 0  # of those that change nothing
-                    live = {i: mid for i, mid in begun.items() if mid is not None}
-                    if live:
-                        stream = clean.finish([runs[i] for i in live], list(live.values()))
-                        after = judge(stream, len(live))
-                        effects[[group[i] for i in live], examples] = after - before
+                for group in groups:
+                    if stored.has(group):
+                        effects[group, examples] = stored.effects(group).to(wide)
+                    else:
+                        runs = [source.edits(sets[i], clean, examples) for i in group]
+                        effects[group, examples] = found = judge.effects(runs, before)
+                        stored.add(group, found, before)
                     bar.update(len(group) * len(part))
         return effects, clean_values
 
@@ -130,13 +144,35 @@ class Judge:
             tokens=tokens.repeat(n_run, 1),
             clean=None if self.log_clean is None else self.log_clean.repeat(n_run, 1, 1),
         ).view(n_run, len(tokens))
-        if not bool(values.isfinite().all()):
-            bad = (~values.isfinite()).any(0).nonzero()[0].item()
-            raise NumericalError(
-                f"metric {self.metric.name!r} is {values[:, int(bad)].tolist()} for example "
-                f"{self.examples.start + int(bad)}. Drop the example, or check the metric."
-            )
+        check_finite(self.metric, values, first=self.examples.start)
         return values.cpu()
+
+    def effects(
+        self, runs: list[Edits], before: Float[Tensor, " example"]
+    ) -> Float[Tensor, "run example"]:
+        """The metric of runs that begin to differ in the same layer, less that `before`."""
+        begun = [self.clean_run.begin(run) for run in runs]
+        effects = torch.zeros(len(runs), len(before), dtype=before.dtype)
+        live = [i for i, mid in enumerate(begun) if mid is not None]  # others change nothing
+        if live:
+            mids = [mid for mid in begun if mid is not None]
+            stream = self.clean_run.finish([runs[i] for i in live], mids)
+            effects[live] = self(stream, len(live)) - before
+        return effects
+
+
+def check_finite(metric: Metric, values: Float[Tensor, "run example"], *, first: int) -> None:
+    """Raise unless a metric is a number everywhere; `first` is the number of the first example.
+
+    Raises:
+        NumericalError: NaN or infinite; names the example.
+    """
+    if not bool(values.isfinite().all()):
+        bad = int((~values.isfinite()).any(0).nonzero()[0].item())
+        raise NumericalError(
+            f"metric {metric.name!r} is {values[:, bad].tolist()} for example {first + bad}. Drop "
+            "the example, or check the metric."
+        )
 
 
 def rows_that_fit(model: Any, data: Dataset) -> int:
