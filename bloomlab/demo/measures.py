@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from bloomlab.demo.rows import N_SPECIAL
+from bloomlab.analysis.roles import at_distance, role_score
+from bloomlab.experiments.head_roles import repeated_tokens
 
 LN2 = 0.6931471805599453
 
@@ -86,16 +87,6 @@ def text_loss(
     return TextLoss(nats=nats, bits=total / LN2 / n_byte, n_token=n_token, n_byte=n_byte)
 
 
-def repeated_tokens(
-    model: Any, *, period: int = 32, rows: int = 16, seed: int = 7
-) -> Int[Tensor, "batch pos"]:
-    """<s>, `period` evenly drawn tokens, and the same again."""
-    source = torch.Generator().manual_seed(seed)
-    tokens = torch.randint(N_SPECIAL, model.config.vocab_size, (rows, period), generator=source)
-    first = torch.full((rows, 1), model.config.bos_token_id)
-    return torch.cat([first, tokens, tokens], 1).to(model.device)
-
-
 @torch.no_grad()
 def copying(
     model: Any,
@@ -111,11 +102,12 @@ def copying(
     logits, cache = model.run_with_cache(ids, names_filter=names, head_mask=head_mask)
     losses = F.cross_entropy(logits[:, :-1].float().mT, ids[:, 1:], reduction="none")
     told = logits[:, period + 1 : -1].argmax(-1) == ids[:, period + 2 :]
-    query = torch.arange(period + 1, 2 * period + 1)
+    attended = torch.ones_like(ids, dtype=torch.bool)
 
     def score(distance: int) -> Float[Tensor, "layer head"]:
-        seen = [cache[name][:, :, query, query - distance].float().mean((0, 2)) for name in names]
-        return torch.stack(seen).cpu()
+        targets = at_distance(attended, distance)
+        targets[:, : period + 1] = False  # the second copy's queries alone
+        return torch.stack([role_score(cache[name].float(), targets) for name in names]).cpu()
 
     return Copying(
         first=float(losses[:, :period].mean()),

@@ -11,7 +11,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from bloomlab.errors import InputError, NumericalError, ShapeError
-from bloomlab.experiments.heads import Head
+from bloomlab.experiments.heads import Head, head_sets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,29 @@ def one_shot_order(scores: Any, *, at_least_k_per_layer: Any = 0) -> HeadOrder:
         scores=tuple(found[head] for head in order),
         metrics=(float("nan"),) * len(order),
         protected=tuple(sorted(set(every) - set(order))),
+        shape=(n_layer, n_head),
+    )
+
+
+def listed_order(model: Any, heads: Any) -> HeadOrder:
+    """(layer, head) pairs in the order of their removal; heads that are left out stay for good.
+
+    Raises:
+        InputError: no such heads, one twice, or something else.
+    """
+    n_layer, n_head = model.config.n_layer, model.config.n_head
+    if isinstance(heads, Tensor):
+        raise ShapeError("a ranking", got=heads.shape, expected=f"[{n_layer} {n_head}]")
+    listed = [one for several in head_sets(model, heads) for one in several]
+    if len(set(listed)) < len(listed):
+        twice = next(head for head, n in Counter(listed).items() if n > 1)
+        raise InputError(f"L{twice[0]}H{twice[1]} is in the ranking twice.")
+    blank = (float("nan"),) * len(listed)
+    return HeadOrder(
+        heads=tuple(listed),
+        scores=blank,
+        metrics=blank,
+        protected=tuple(sorted(set(every_head(n_layer, n_head)) - set(listed))),
         shape=(n_layer, n_head),
     )
 

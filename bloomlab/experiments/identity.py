@@ -130,4 +130,4 @@ def _code(code: CodeType) -> tuple[Any, ...]:
 def _add(digest: Any, name: str, value: Tensor) -> None:
     digest.update(f"{name} {value.dtype} {tuple(value.shape)}\0".encode())
     flat = value.detach().contiguous().cpu().flatten()
-    digest.update(memoryview(flat.view(torch.uint8).numpy()))
+    digest.update(flat.view(torch.uint8).numpy().data)

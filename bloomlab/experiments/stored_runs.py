@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -60,6 +61,6 @@ class StoredRuns:
     def _key(self, index: int) -> tuple[str, int]:
         return set_name(self.sets[index]), self.first
 
-    def _row(self, index: int) -> dict[str, list[float]]:
+    def _row(self, index: int) -> dict[str, Any]:
         assert self.results is not None
         return self.results.row(*self._key(index))

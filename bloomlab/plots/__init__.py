@@ -4,12 +4,16 @@ from bloomlab.plots.alibi import bias_figure, slopes_figure
 from bloomlab.plots.attention import head_grid_figure, pattern_figure
 from bloomlab.plots.hidden_states import norm_figure
 from bloomlab.plots.predictions import next_token_figure
+from bloomlab.plots.pruning import head_map_figure, pruning_figure, ranking_figure
 
 __all__ = [
     "bias_figure",
     "head_grid_figure",
+    "head_map_figure",
     "next_token_figure",
     "norm_figure",
     "pattern_figure",
+    "pruning_figure",
+    "ranking_figure",
     "slopes_figure",
 ]
