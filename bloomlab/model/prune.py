@@ -4,6 +4,7 @@ Which heads can go: Michel et al. (2019, arXiv:1905.10650), Voita et al. (2019, 
 """
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ from bloomlab.model.compensation import check_compensation, folded, mean_activat
 from bloomlab.model.config import BloomConfig
 from bloomlab.model.kept import chosen_by_layer
 from bloomlab.model.resized import picked_slopes, resized, weights_of
+
+log = logging.getLogger("bloomlab")
 
 
 @torch.no_grad()
@@ -35,7 +38,8 @@ def prune_heads(
     stay keep their ALiBi slopes and their numbers: in `head_mask`, interventions, traces, labels.
     On the head axis of a hook's value entry i is head `model.kept_heads[layer][i]`.
 
-    A layer may lose all heads, then it writes its output bias; all layers may.
+    A layer may lose all heads, then it writes its output bias; all layers may, then each position
+    knows its own token alone, which the log says.
 
     Args:
         model: a BLOOM of any class, whole or pruned.
@@ -77,6 +81,12 @@ def prune_heads(
         if layer in written:
             lost = columns[:, attn.index(gone)].flatten(1)
             weights[f"{name}.o.bias"] = folded(attn.o.bias, lost, written[layer].flatten())
+    if not any(config.kept_heads):
+        log.warning(
+            "no head is left in any of the %d layers. What remains: embedding, MLPs, norms and the "
+            "attention's output biases; a position sees no other token than its own.",
+            config.n_layer,
+        )
     return resized(model, config=_plain(config), weights=weights, slopes=slopes)
 
 

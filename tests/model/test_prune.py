@@ -9,7 +9,7 @@ from bloomlab.model.alibi import alibi_slopes
 from bloomlab.model.prune import prune_heads
 from tests.experiments.naive import z_edited, zeroed
 from tests.folders import out
-from tests.tiny import CLASSES, distance_in_eps, pair, tokens
+from tests.tiny import CLASSES, distance_in_eps, notices, pair, tokens
 
 IDS = tokens(3, 9)
 MASK = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 1], [0, 1, 1, 1, 1, 1, 1, 1, 1], [1] * 9])
@@ -160,6 +160,15 @@ def test_the_given_model_is_left_alone_and_shares_nothing():
     assert all(torch.equal(p, copies[n]) for n, p in ours.named_parameters())
     assert ours.config.kept_heads is None
     assert ours.kept_heads == {layer: [0, 1, 2, 3, 4, 5] for layer in range(3)}
+
+
+def test_without_any_head_a_token_sees_itself_alone_and_the_log_says_so():
+    _, ours = pair()
+    with notices("no head is left in any of the 2 layers. What remains: embedding, MLPs"):
+        pruned = prune_heads(ours, {layer: range(6) for layer in range(2)})
+    ids = tokens(1, 6)
+    alone = torch.stack([pruned(ids[:, [i]]).logits[0, 0] for i in range(6)])
+    torch.testing.assert_close(pruned(ids).logits[0], alone)
 
 
 def test_pruning_twice_is_pruning_once():
