@@ -152,7 +152,7 @@ def allows(narrowing, row, column, step):
     return {"at_steps": step, "at_columns": column, "on_rows": row}[how] in what
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(chosen=narrowings, prompt=st.integers(1, N), cut=st.integers(0, N), outside=st.booleans())
 @torch.no_grad()
 def test_a_schedule_acts_where_all_its_parts_say(chosen, prompt, cut, outside):

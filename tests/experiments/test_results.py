@@ -28,8 +28,10 @@ class Slow(results.Results):
         time.sleep(0.05)
 
 results.Results = Slow
-ablate_heads(bl.load("demo", device="cpu"), TEXTS, results=sys.argv[1], progress=False)
+model = bl.load("demo", device="cpu")
+ablate_heads(model, TEXTS, heads=HEADS, results=sys.argv[1], progress=False)
 """
+HEADS = [[layer, head] for layer in range(4) for head in range(4)]
 TEXTS = ["A kill may come at any time.", "Nothing is lost by it.", "Il ne se perd rien."]
 
 
@@ -92,7 +94,7 @@ def test_an_interrupted_sweep_goes_on(model, tmp_path, monkeypatch):
 
 
 def test_a_kill_loses_one_row_at_most_and_the_table_is_the_same(demo, tmp_path):
-    code = CHILD.replace("TEXTS", repr(TEXTS))
+    code = CHILD.replace("TEXTS", repr(TEXTS)).replace("HEADS", repr(HEADS))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     child = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path / "cut")],
@@ -111,8 +113,9 @@ def test_a_kill_loses_one_row_at_most_and_the_table_is_the_same(demo, tmp_path):
     assert child.returncode == -signal.SIGKILL
     left = len(read_results(tmp_path / "cut"))
     assert told <= left <= told + 1
-    whole = study(demo, tmp_path / "whole", data=TEXTS, metric="cross_entropy")
-    same(study(demo, tmp_path / "cut", data=TEXTS, metric="cross_entropy"), whole)
+    asked = {"data": TEXTS, "metric": "cross_entropy", "heads": HEADS}
+    whole = study(demo, tmp_path / "whole", **asked)
+    same(study(demo, tmp_path / "cut", **asked), whole)
     pd.testing.assert_frame_equal(
         read_results(tmp_path / "cut"), read_results(tmp_path / "whole"), check_exact=True
     )
@@ -200,7 +203,7 @@ def test_functions_are_known_by_their_code_and_objects_are_refused(model, tmp_pa
 def test_storing_a_sweep_costs_little(demo, tmp_path):
     def seconds(folder):
         start = time.perf_counter()
-        study(demo, folder, data=TEXTS, metric="cross_entropy", rows=3)
+        study(demo, folder, data=TEXTS, metric="cross_entropy", heads=HEADS, rows=3)
         return time.perf_counter() - start
 
     plain = min(seconds(None) for _ in range(2))

@@ -48,7 +48,7 @@ def test_beams_equal_transformers(num_beams, length_penalty, early_stopping):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=3),
     num_beams=st.integers(2, 6),

@@ -89,7 +89,7 @@ def extend(models, past, rows, data):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("alibi", ["hf", "exact"])
 @pytest.mark.parametrize("n_layer", [1, 2])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_walk_equals_the_rows_alone(n_layer, alibi, dtype, data):
     """With one layer eviction too: other tokens' states do not depend on what is evicted."""
