@@ -8,6 +8,7 @@ from bloomlab.experiments.head_pruning import PruningCurve, prune_curve
 from bloomlab.experiments.head_roles import head_roles
 from bloomlab.experiments.head_search import prune_order
 from bloomlab.experiments.importance import Agreement, Importance
+from bloomlab.experiments.patching import Patching, patch_activations
 from bloomlab.experiments.pruning_report import pruning_report
 from bloomlab.experiments.results import Results, read_results, read_run
 from bloomlab.experiments.speculative import Acceptance, draft_acceptance
@@ -19,6 +20,7 @@ __all__ = [
     "HeadOrder",
     "Importance",
     "LearnedGates",
+    "Patching",
     "PruningCurve",
     "Results",
     "ablate_heads",
@@ -27,6 +29,7 @@ __all__ = [
     "head_roles",
     "learn_gates",
     "one_shot_order",
+    "patch_activations",
     "prune_curve",
     "prune_order",
     "pruning_report",

@@ -13,16 +13,14 @@ from typing import Any
 
 import torch
 from einops import einsum, rearrange
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bloomlab.errors import InputError, UnsupportedError
 from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Edit, Edits, Evaluations
-from bloomlab.experiments.last_layer import keys_and_values, read_from_stream
-from bloomlab.model.alibi import AttentionBias, rounds, token_positions
+from bloomlab.experiments.onward import Onward, given
 from bloomlab.model.cache import KVCache
-from bloomlab.model.fused import ROUNDED_BLOCK, fused_attention, rounded_attention
 from bloomlab.model.hooks import is_hooked
 
 
@@ -55,7 +53,14 @@ class CleanRun:
         self.columns = self.columns.to(self.place)
         self._mid: dict[int, Tensor] = {}
         self._z: dict[int, Tensor] = {}
-        self._past = KVCache() if self.since else None
+        self._go = Onward(
+            model=self.model,
+            data=self.data,
+            columns=self.columns,
+            head_mask=self.head_mask,
+            past=KVCache() if self.since else None,
+            evaluations=self.evaluations,
+        )
         names = ("hook_resid_mid", "attn.hook_z")
         hooks = [
             (f"blocks.{layer}.{name}", _keeping(layer, kept))
@@ -65,9 +70,9 @@ class CleanRun:
         with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
             back = self.model.backbone(
                 self.data.tokens,
-                attention_mask=_given(self.data.mask),
+                attention_mask=given(self.data.mask),
                 head_mask=self.head_mask,
-                past_key_values=self._past,
+                past_key_values=self._go.past,
                 use_cache=self.since > 0,
             )
         self.evaluations.layers += len(self.data) * self.n_layer
@@ -110,10 +115,10 @@ class CleanRun:
         few = len(self.columns) < mid.shape[1] and not self.since
         if first == self.n_layer - 1 and few:
             mid = mid[:, self.columns]
-        resid = block.from_mid(mid, rounded=self._rounded())
+        resid = block.from_mid(mid, rounded=self._go.rounded)
         self.evaluations.mlps += len(mid)
         if first < self.n_layer - 1:
-            resid = self._onward(resid, runs, first + 1, asked=asked)
+            resid = self._onward(resid, runs, first + 1)
         elif not few:
             resid = resid[:, asked]
         return self.model.ln_final(resid)
@@ -137,33 +142,18 @@ class CleanRun:
         n_pos = self.data.tokens.shape[1]
         return torch.tensor(edit.columns or range(self.since, n_pos), device=self.place)
 
-    def _onward(self, resid: Tensor, runs: list[Edits], layer: int, *, asked: Tensor) -> Tensor:
+    def _onward(self, resid: Tensor, runs: list[Edits], layer: int) -> Tensor:
         """The stream after the last block at the asked columns, from the stream before `layer`."""
         later = {edited for run in runs for edited in run if edited >= layer}
-        few = len(self.columns) <= ROUNDED_BLOCK and len(self.columns) < resid.shape[1]
-        short = few and not self.since and self.n_layer - 1 not in later
-        stop = self.n_layer - 1 if short else self.n_layer
-        n, rows = len(self.data), len(resid)
-        if stop > layer:
-            mask, hooks = self._later_edits(runs, later)
-            past = None
-            if self._past is not None:
-                past = self._past.crop(self.since).gather(torch.arange(n).repeat(rows // n))
-            with self.model.hooks(fwd_hooks=hooks):
-                resid = self.model.backbone(
-                    resid,
-                    start_at_layer=layer,
-                    stop_at_layer=stop,
-                    attention_mask=_given(self._repeated(self.data.mask, rows)),
-                    head_mask=mask,
-                    past_key_values=past,
-                    use_cache=False,
-                ).last
-            self.evaluations.layers += rows * (stop - layer)
-        if short:
-            self.evaluations.last_layers += rows
-            return self._last_layer(resid)
-        return resid[:, asked]
+        masks, hooks = self._later_edits(runs, later)
+        return self._go.from_pre(
+            resid,
+            layer,
+            since=self.since,
+            hooks=hooks,
+            masks=masks,
+            last=self.n_layer - 1 not in later,
+        )
 
     def _later_edits(self, runs: list[Edits], layers: set[int]) -> tuple[Tensor | None, list[Any]]:
         """Head mask [row layer head] and hooks that make the edits of layers yet to come."""
@@ -202,48 +192,6 @@ class CleanRun:
 
         return write
 
-    def _last_layer(self, resid: Tensor) -> Tensor:
-        """The last block at the asked columns: keys and values of all, all else of few."""
-        block = self.model.blocks[-1]
-        attn, bias = block.attn, self._bias_at_columns(len(resid))
-        normed = block.ln1(resid)
-        at = normed[:, self.columns]
-        q = einsum(at, attn.W_Q, "b t m, h m d -> b h t d") + attn.b_Q[:, None]
-        if not bias.rounded and 4 * len(self.columns) * attn.n_head <= normed.shape[-1]:
-            z = read_from_stream(attn, q, normed, bias)
-        else:
-            k, v = keys_and_values(attn, normed)
-            blind = torch.is_grad_enabled() and bias.has_blind_queries
-            attend = rounded_attention if bias.rounded or blind else fused_attention
-            z = attend(q, k, v, bias=bias, slopes=attn.slopes)
-        if self.head_mask is not None:
-            z = z * self.head_mask[-1].to(z)[:, None, None]
-        out = attn.o(rearrange(z, "b h t d -> b t (h d)"))
-        skip = at if block.post_norm_skip else resid[:, self.columns]
-        return block.from_mid(skip + out, rounded=self._rounded())
-
-    def _bias_at_columns(self, rows: int) -> AttentionBias:
-        mask = self._repeated(self.data.mask, rows)
-        if mask is None:
-            positions = torch.arange(self.data.tokens.shape[1], device=self.place)[None]
-        else:
-            positions = token_positions(mask)
-        return AttentionBias(
-            query_positions=positions[:, self.columns],
-            key_positions=positions,
-            keys_seen=mask,
-            mode=self.model.config.alibi,
-            dtype=self.model.dtype,
-            first=int(self.columns.min()),
-            columns=self.columns,
-        )
-
-    def _rounded(self) -> bool:
-        return rounds(self.model.config.alibi, self.model.dtype, self.place)
-
-    def _repeated(self, mask: Bool[Tensor, "batch pos"] | None, rows: int) -> Any:
-        return None if mask is None else mask.repeat(rows // len(mask), 1)
-
 
 def require_bare(model: Any) -> None:
     """Raise unless the model computes what its weights say: no hooks, no dropout.
@@ -275,7 +223,3 @@ def _keeping(layer: int, kept: dict[int, Tensor]) -> Callable[..., None]:
 
     keep.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]  # functions have it
     return keep
-
-
-def _given(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.to(torch.long)
