@@ -5,7 +5,6 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from bloomlab.errors import InputError, UnknownNameError
-from bloomlab.schedule import numbers
 
 STREAM = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out")
 HEAD = ("q", "k", "v", "z")
@@ -92,8 +91,6 @@ def _chosen(what: str, given: Any, n: int) -> list[int]:
     if given is None:
         return list(range(n))
     several = [given] if isinstance(given, int) else list(given)
-    whole = [i + n if isinstance(i, int) and -n <= i < 0 else i for i in several]
-    found = list(numbers(what, whole))
-    if found[-1] >= n:
+    if not several or not all(isinstance(i, int) and -n <= i < n for i in several):
         raise InputError(f"{what} is {given!r}, expected numbers from 0 to {n - 1}.")
-    return found
+    return sorted({i % n for i in several})
