@@ -1,6 +1,6 @@
 """Numbers from tensors: no model, no plotting."""
 
-from bloomlab.analysis.intervals import bootstrap_mean
+from bloomlab.analysis.intervals import bootstrap_mean, standard_error
 from bloomlab.analysis.rankings import rank_correlations, top_overlap
 from bloomlab.analysis.roles import (
     attention_distance,
@@ -16,5 +16,6 @@ __all__ = [
     "content_free_pattern",
     "rank_correlations",
     "role_score",
+    "standard_error",
     "top_overlap",
 ]

@@ -1,8 +1,15 @@
-"""How sure a mean is: the bootstrap (Efron, 1979)."""
+"""How sure a mean is: its standard error, and the bootstrap (Efron, 1979)."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+
+def standard_error(values: Float[Tensor, "*lead example"]) -> Float[Tensor, "*lead"]:
+    """Standard error of the mean over examples; NaN for a single one."""
+    if values.shape[-1] == 1:
+        return torch.full_like(values[..., 0], torch.nan)
+    return values.std(-1) / values.shape[-1] ** 0.5
 
 
 def bootstrap_mean(

@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bloomlab.errors import InputError, ShapeError, UnknownNameError
-from bloomlab.experiments.dataset import Dataset, dataset
+from bloomlab.errors import UnknownNameError
+from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.gate_gradients import Probe
 from bloomlab.experiments.gated_runs import GatedRuns
+from bloomlab.experiments.recorded import recorded
+from bloomlab.experiments.text_pairs import aligned
 from bloomlab.model.scores import attention_pattern
 
 NODES = ("k", "q", "v", "z")
@@ -28,20 +30,14 @@ def corrupted(model: Any, data: Dataset, baseline: Any) -> Dataset | None:
 
     Raises:
         UnknownNameError: no such baseline.
-        ShapeError: texts of another length, or another number of them.
+        InputError: texts of another length, or padded elsewhere.
+        ShapeError: another number of texts.
     """
     if isinstance(baseline, str):
         if baseline not in BASELINES:
             raise UnknownNameError("baseline", baseline, [*BASELINES, "or corrupted tokens"])
         return None
-    other = dataset(model, baseline)
-    if other.tokens.shape != data.tokens.shape:
-        raise ShapeError(
-            "baseline", got=other.tokens.shape, expected=f"{list(data.tokens.shape)}, as the tokens"
-        )
-    if not bool((other.attended == data.attended).all()):
-        raise InputError("the baseline's padding differs from the tokens': patch like with like.")
-    return other
+    return aligned(model, data, baseline)[1]
 
 
 @torch.enable_grad()
@@ -150,19 +146,9 @@ def _new(
     return torch.zeros_like(old) if mean is None else mean[layer].to(old).expand_as(old)
 
 
-@torch.no_grad()
 def _seen(runs: GatedRuns, data: Dataset, node: str) -> dict[int, Tensor]:
     """A node's values in a run of some texts, [batch pos head d_head] of each layer."""
-    kept: dict[int, Tensor] = {}
-
-    def keep(layer: int) -> Any:
-        return lambda value, hook: kept.__setitem__(layer, value)
-
-    hooks = [(f"blocks.{i}.attn.hook_{node}", keep(i)) for i in range(len(runs.mask))]
-    mask = None if data.mask is None else data.mask.long()
-    with runs.model.hooks(fwd_hooks=hooks):
-        runs.model.backbone(data.tokens, attention_mask=mask, head_mask=runs.mask, use_cache=False)
-    return kept
+    return recorded(runs.model, data, [f"attn.hook_{node}"], head_mask=runs.mask)[0][0]
 
 
 def _means(runs: GatedRuns, node: str) -> dict[int, Tensor]:

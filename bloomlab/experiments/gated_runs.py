@@ -10,8 +10,8 @@ from torch import Tensor
 
 from bloomlab.errors import InputError
 from bloomlab.experiments.dataset import Dataset
+from bloomlab.experiments.judge import check_finite
 from bloomlab.experiments.metrics import Metric, Target
-from bloomlab.experiments.sweep import check_finite
 
 
 @dataclass(frozen=True, kw_only=True)

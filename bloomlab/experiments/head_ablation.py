@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bloomlab.analysis.intervals import bootstrap_mean
+from bloomlab.analysis.intervals import bootstrap_mean, standard_error
 from bloomlab.errors import UnknownNameError
 from bloomlab.experiments.dataset import dataset
 from bloomlab.experiments.edits import Evaluations
@@ -51,10 +51,7 @@ class Ablation:
     @property
     def stderr(self) -> Float[Tensor, " run"]:
         """Standard error of each mean effect; NaN for a single example."""
-        n = self.effects.shape[1]
-        if n == 1:
-            return torch.full_like(self.effects[:, 0], torch.nan)
-        return self.effects.std(-1) / n**0.5
+        return standard_error(self.effects)
 
     @property
     def frame(self) -> pd.DataFrame:

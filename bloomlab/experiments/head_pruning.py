@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from bloomlab.analysis.intervals import standard_error
 from bloomlab.errors import InputError
 from bloomlab.experiments.dataset import Dataset, dataset
 from bloomlab.experiments.harm import LARGER_IS_BETTER, harm_metric
@@ -216,11 +217,11 @@ def _measured(
     by_set = dict(zip(sets, effects, strict=True)) | {(): torch.zeros_like(clean)}
     rows = []
     for gone, labelled in found.items():
-        effect, n = by_set[gone], len(clean)
+        effect = by_set[gone]
         numbers = {
             "value": (clean + effect).mean().item(),
             "effect": effect.mean().item(),
-            "stderr": effect.std().item() / n**0.5 if n > 1 else float("nan"),
+            "stderr": standard_error(effect).item(),
         }
         rows += [labels | numbers for labels in labelled]
     frame = pd.DataFrame(rows).astype({"seed": "Int64"})

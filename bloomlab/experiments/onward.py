@@ -17,6 +17,7 @@ from torch import Tensor
 from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Evaluations
 from bloomlab.experiments.last_layer import keys_and_values, read_from_stream
+from bloomlab.experiments.recorded import given
 from bloomlab.model.alibi import AttentionBias, rounds, token_positions
 from bloomlab.model.cache import KVCache
 from bloomlab.model.fused import ROUNDED_BLOCK, fused_attention, rounded_attention
@@ -145,8 +146,3 @@ class Onward:
         out = attn.o(rearrange(z, "b h t d -> b t (h d)"))
         skip = at if block.post_norm_skip else resid[:, asked]
         return block.from_mid(skip + out, rounded=self.rounded)
-
-
-def given(mask: Tensor | None) -> Tensor | None:
-    """A mask as a forward takes it."""
-    return None if mask is None else mask.to(torch.long)

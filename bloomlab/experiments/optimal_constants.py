@@ -14,6 +14,7 @@ from bloomlab.errors import InputError
 from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Edit, Edits, by_layer
 from bloomlab.experiments.harm import direction
+from bloomlab.experiments.judge import Judge
 from bloomlab.experiments.resume import CleanRun
 
 STEPS = 40  # of L-BFGS
@@ -45,7 +46,7 @@ class Optimal:
         self.sweep, self.data, self.means = sweep, data, means
         self.columns = None if columns is None else tuple(columns)
         self._found: dict[tuple[Any, ...], Edits] = {}
-        self._judges: list[Any] = []
+        self._judges: list[tuple[CleanRun, Judge]] = []
 
     def edits(self, heads: Any, clean: CleanRun, examples: slice) -> Edits:
         """The best values of these heads, the same for all examples."""
@@ -93,10 +94,9 @@ class Optimal:
     def _harm(self, run: Edits, values: list[Tensor]) -> float:
         """Mean harm of a run over all examples; its gradient is left at the values."""
         total, sign = 0.0, direction(self.sweep.metric)
-        for judge in self._all_judges():
-            mid = judge.clean_run.begin(run)
+        for clean, judge in self._all_judges():
+            mid = clean.begin(run)
             # None: nobody reads these heads, or they write this already
-            clean = judge.clean_run
             stream = clean.stream if mid is None else clean.finish([run], [mid])
             part = sign * judge(stream, 1).sum() / len(self.data)
             if part.requires_grad:
@@ -107,12 +107,12 @@ class Optimal:
         return total
 
     @torch.no_grad()
-    def _all_judges(self) -> list[Any]:
+    def _all_judges(self) -> list[tuple[CleanRun, Judge]]:
         """A clean run of all examples, kept: every step resumes from it."""
         if not self._judges:
             targets = self.sweep.metric.targets(self.data)
-            self._judges = [
-                self.sweep.judge(self.sweep.clean(part), targets, slice(start, start + len(part)))
-                for start, part in self.data.chunks(EXAMPLES)
-            ]
+            for start, part in self.data.chunks(EXAMPLES):
+                clean = self.sweep.clean(part)
+                judge = self.sweep.judge(clean, targets, slice(start, start + len(part)))
+                self._judges.append((clean, judge))
         return self._judges

@@ -16,29 +16,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bloomlab.experiments.onward import Onward
-from bloomlab.experiments.patch_cells import Cell
+from bloomlab.experiments.patch_cells import GRID, HEAD, STREAM, Cell
 from bloomlab.model.fused import fused_attention, rounded_attention
 from bloomlab.model.scores import attention_pattern
 
-NEEDS = {  # hook points of a layer: of the run that is patched, and of the one it is patched from
-    "resid_pre": ((), ("hook_resid_pre",)),
-    "resid_mid": ((), ("hook_resid_mid",)),
-    "resid_post": ((), ("hook_resid_post",)),
-    "attn_out": (("hook_attn_out",), ("hook_attn_out",)),
-    "mlp_out": (("hook_mlp_out",), ("hook_mlp_out",)),
-    "z": (("attn.hook_z",), ("attn.hook_z",)),
-    "q": (("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z"), ("attn.hook_q",)),
-    "k": (("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z"), ("attn.hook_k",)),
-    "v": (("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z"), ("attn.hook_v",)),
-    "kv": (
-        ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z"),
-        ("attn.hook_k", "attn.hook_v"),
-    ),
-    "pattern": (("attn.hook_pattern", "attn.hook_v", "attn.hook_z"), ("attn.hook_pattern",)),
-    "attn_scores": (
-        ("attn.hook_attn_scores", "attn.hook_v", "attn.hook_z"),
-        ("attn.hook_attn_scores",),
-    ),
+STREAM_POINTS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post")
+PATCHED = {  # a site's hook points, whose values come from the other run
+    **{site: (f"hook_{site}",) for site in STREAM},
+    **{site: (f"attn.hook_{site}",) for site in (*HEAD, *GRID)},
+    "kv": ("attn.hook_k", "attn.hook_v"),
+}
+_READ = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z")
+NEEDS = {  # what is asked of the run that is patched, beside its stream
+    **PATCHED,
+    **{site: _READ for site in ("q", "k", "v", "kv")},
+    **{site: (*PATCHED[site], "attn.hook_v", "attn.hook_z") for site in GRID},
 }
 
 
@@ -49,14 +41,14 @@ class Starts:
     Args:
         go: goes on with them.
         site: what is patched.
-        base: of the run that is patched, by hook name; the stream before and in every layer too.
-        source: of the run that patches come from, by hook name.
+        base: of the run that is patched, by hook point and layer.
+        source: of the run that patches come from.
     """
 
     go: Onward
     site: str
-    base: Mapping[str, Tensor]
-    source: Mapping[str, Tensor]
+    base: Mapping[str, Mapping[int, Tensor]]
+    source: Mapping[str, Mapping[int, Tensor]]
 
     def begin(
         self, cells: Sequence[Cell], since: int
@@ -70,7 +62,7 @@ class Starts:
             after = self.site == "resid_post"
             point = "resid_mid" if self.site == "resid_mid" else "resid_pre"
             stream = self._stream(layer + after, point, len(cells), since)
-            new = self.source[f"blocks.{layer}.hook_{self.site}"]
+            new = self.source[f"hook_{self.site}"][layer]
             for i, cell in enumerate(cells):
                 columns = _columns(cell)
                 stream[i, :, _shifted(columns, since)] = new[:, columns]
@@ -84,17 +76,15 @@ class Starts:
 
     def _stream(self, layer: int, point: str, n_run: int, since: int) -> Tensor:
         """The unpatched stream, once for every run."""
-        last = self.go.model.config.n_layer
-        name = (
-            f"blocks.{layer}.hook_{point}" if layer < last else f"blocks.{last - 1}.hook_resid_post"
-        )
-        return self.base[name][:, since:].expand(n_run, -1, -1, -1).clone()
+        if layer == self.go.model.config.n_layer:
+            layer, point = layer - 1, "resid_post"
+        return self.base[f"hook_{point}"][layer][:, since:].expand(n_run, -1, -1, -1).clone()
 
     def _written(self, layer: int, cells: Sequence[Cell], since: int) -> Tensor:
         """What patches add to the stream: [run example pos d_model]."""
         if self.site in ("attn_out", "mlp_out"):
-            name = f"blocks.{layer}.hook_{self.site}"
-            change = self.source[name] - self.base[name]
+            name = f"hook_{self.site}"
+            change = self.source[name][layer] - self.base[name][layer]
             written = change.new_zeros(len(cells), *change.shape)
             for i, cell in enumerate(cells):
                 written[i, :, _columns(cell)] = change[:, _columns(cell)]
@@ -125,17 +115,13 @@ class Starts:
             return self._attended_again(layer, cells, head)
         if self.site == "z":
             return self._with_patches(self._base(layer, "z"), self._source(layer, "z"), cells, head)
-        name = self.site.removeprefix("attn_")
-        old, new = (
-            which[f"blocks.{layer}.attn.hook_{self.site}"] for which in (self.base, self.source)
-        )
-        grid = old[:, head].expand(len(cells), -1, -1, -1).clone()
+        old, new = (grids(layer, self.site)[:, head] for grids in (self._base, self._source))
+        grid = old.expand(len(cells), *old.shape).clone()
         for i, cell in enumerate(cells):
             where = (slice(None), _columns(cell), slice(None) if cell.key is None else cell.key)
-            grid[i][where] = new[:, head][where]
+            grid[i][where] = new[where]
         v = self._base(layer, "v")[:, :, head]
-        pattern = attention_pattern(grid, v.dtype) if name == "scores" else grid
-        return pattern @ v
+        return (grid if self.site == "pattern" else attention_pattern(grid, v.dtype)) @ v
 
     def _attended_again(self, layer: int, cells: Sequence[Cell], head: int | None) -> Tensor:
         """Z with other queries, keys or values: [run example pos (head) d_head]."""
@@ -143,12 +129,8 @@ class Starts:
         parts = []
         for part in ("q", "k", "v"):
             old = self._base(layer, part)
-            if part in self.site:
-                mixed = self._with_patches(old, self._source(layer, part), cells, head)
-            else:
-                mixed = (old if head is None else old[:, :, head]).expand(
-                    len(cells), *(old if head is None else old[:, :, head]).shape
-                )
+            new = self._source(layer, part) if part in self.site else old
+            mixed = self._with_patches(old, new, cells, head)
             mixed = mixed if head is None else mixed.unsqueeze(-2)
             parts.append(rearrange(mixed, "r b t h d -> (r b) h t d"))
         bias = self.go.bias(len(parts[0]))
@@ -167,10 +149,10 @@ class Starts:
         return mixed
 
     def _base(self, layer: int, part: str) -> Tensor:
-        return self.base[f"blocks.{layer}.attn.hook_{part}"]
+        return self.base[f"attn.hook_{part}"][layer]
 
     def _source(self, layer: int, part: str) -> Tensor:
-        return self.source[f"blocks.{layer}.attn.hook_{part}"]
+        return self.source[f"attn.hook_{part}"][layer]
 
 
 def _columns(cell: Cell) -> slice:

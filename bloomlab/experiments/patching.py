@@ -15,13 +15,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from bloomlab.analysis.intervals import standard_error
 from bloomlab.errors import UnknownNameError
-from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Evaluations
-from bloomlab.experiments.metrics import Metric, Target
+from bloomlab.experiments.judge import Judge
+from bloomlab.experiments.metrics import Metric
 from bloomlab.experiments.patch_cells import Cell, axes_of, cells_of, groups
 from bloomlab.experiments.patched_runs import PatchedRuns
-from bloomlab.experiments.sweep import check_finite, rows_that_fit
+from bloomlab.experiments.sweep import rows_that_fit
 from bloomlab.experiments.text_pairs import aligned
 
 DIRECTIONS = ("denoise", "noise")
@@ -84,9 +85,9 @@ class Patching:
             axis: [getattr(cell, axis) for cell in self.cells] for axis in self.axes
         }
         columns["effect"] = self.effects.mean(-1).tolist()
-        columns["stderr"] = _stderr(self.effects).tolist()
+        columns["stderr"] = standard_error(self.effects).tolist()
         columns["share"] = self.share.tolist()
-        columns["share_stderr"] = (_stderr(off) / self.total.mean().abs()).tolist()
+        columns["share_stderr"] = (standard_error(off) / self.total.mean().abs()).tolist()
         return pd.DataFrame(columns)
 
     @property
@@ -101,6 +102,7 @@ class Patching:
         return found
 
 
+@torch.no_grad()
 def patch_activations(
     model: Any,
     clean: Any,
@@ -162,7 +164,7 @@ def patch_activations(
     axes, n_pos = axes_of(site, by), pair[0].tokens.shape[1]
     cells = cells_of(model, axes, layers=layers, heads=heads, columns=columns, n_pos=n_pos)
     base, source = reversed(pair) if direction == "denoise" else pair
-    judge = PatchJudge(measured, model.unembed, pair[0])
+    targets = measured.targets(pair[0])
     at_once, evaluations = rows or rows_that_fit(model, base), Evaluations()
     wide = torch.promote_types(model.dtype, torch.float32)
     values = torch.empty(len(cells), len(base), dtype=wide)
@@ -179,17 +181,19 @@ def patch_activations(
                 columns=measured.columns(n_pos),
                 evaluations=evaluations,
             )
-            streams = [runs.stream, runs.theirs]
-            ends[:, examples] = judge(
-                torch.cat(streams[::-1] if direction == "denoise" else streams),
-                examples,
-                clean=streams[direction == "denoise"],
+            ours, theirs = (runs.stream, runs.theirs)[:: -1 if direction == "denoise" else 1]
+            judge = Judge(
+                measured,
+                model.unembed,
+                pair[0].rows(examples.start, examples.stop),
+                clean=ours,
+                targets=targets,
+                examples=examples,
             )
+            ends[:, examples] = judge(torch.cat([ours, theirs]), 2)
             for group in groups(cells, max(1, at_once // len(part))):
                 stream = runs.run([cells[i] for i in group])
-                values[group, examples] = judge(
-                    stream, examples, clean=streams[direction == "denoise"]
-                )
+                values[group, examples] = judge(stream, len(group))
                 bar.update(len(group) * len(part))
     return Patching(
         cells=cells,
@@ -202,53 +206,3 @@ def patch_activations(
         metric=measured.name,
         evaluations=evaluations,
     )
-
-
-class PatchJudge:
-    """The metric of many runs of some examples, compared with the clean texts.
-
-    Args:
-        metric: what is measured.
-        unembed: makes logits of the stream.
-        clean: the clean texts.
-    """
-
-    def __init__(self, metric: Metric, unembed: Any, clean: Dataset) -> None:
-        self.metric, self.unembed, self.data = metric, unembed, clean
-        self.targets: Target | None = metric.targets(clean)
-
-    @torch.no_grad()
-    def __call__(
-        self,
-        stream: Float[Tensor, "row pos d_model"],
-        examples: slice,
-        *,
-        clean: Float[Tensor, "example pos d_model"] | None = None,
-    ) -> Float[Tensor, "run example"]:
-        """Values, from the output of the final norm: all examples of each run, one by one.
-
-        `clean` is that of the clean texts, which "kl" compares with.
-        """
-        tokens = self.data.tokens[examples]
-        n_run = len(stream) // len(tokens)
-        log_clean = None
-        if self.metric.needs_clean:
-            assert clean is not None
-            logits = self.unembed(clean)
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            log_clean = logits.to(wide).log_softmax(-1).repeat(n_run, 1, 1)
-        values = self.metric.values(
-            stream,
-            self.unembed,
-            target=None if self.targets is None else self.targets.rows(examples, n_run),
-            tokens=tokens.repeat(n_run, 1),
-            clean=log_clean,
-        ).view(n_run, len(tokens))
-        check_finite(self.metric, values, first=examples.start)
-        return values.cpu()
-
-
-def _stderr(values: Float[Tensor, "cell example"]) -> Float[Tensor, " cell"]:
-    if values.shape[1] == 1:
-        return torch.full_like(values[:, 0], torch.nan)
-    return values.std(-1) / values.shape[1] ** 0.5

@@ -19,7 +19,8 @@ from torch import Tensor
 from bloomlab.errors import InputError, UnsupportedError
 from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Edit, Edits, Evaluations
-from bloomlab.experiments.onward import Onward, given
+from bloomlab.experiments.onward import Onward
+from bloomlab.experiments.recorded import recorded
 from bloomlab.model.cache import KVCache
 from bloomlab.model.hooks import is_hooked
 
@@ -51,8 +52,6 @@ class CleanRun:
         self.n_layer = self.model.config.n_layer
         self.place = self.data.tokens.device
         self.columns = self.columns.to(self.place)
-        self._mid: dict[int, Tensor] = {}
-        self._z: dict[int, Tensor] = {}
         self._go = Onward(
             model=self.model,
             data=self.data,
@@ -61,22 +60,15 @@ class CleanRun:
             past=KVCache() if self.since else None,
             evaluations=self.evaluations,
         )
-        names = ("hook_resid_mid", "attn.hook_z")
-        hooks = [
-            (f"blocks.{layer}.{name}", _keeping(layer, kept))
-            for layer in range(self.n_layer)
-            for name, kept in zip(names, (self._mid, self._z), strict=True)
-        ]
-        with torch.no_grad(), self.model.hooks(fwd_hooks=hooks):
-            back = self.model.backbone(
-                self.data.tokens,
-                attention_mask=given(self.data.mask),
-                head_mask=self.head_mask,
-                past_key_values=self._go.past,
-                use_cache=self.since > 0,
-            )
+        (self._mid, self._z), last = recorded(
+            self.model,
+            self.data,
+            ["hook_resid_mid", "attn.hook_z"],
+            head_mask=self.head_mask,
+            past=self._go.past,
+        )
         self.evaluations.layers += len(self.data) * self.n_layer
-        self.stream: Float[Tensor, "batch pos d_model"] = back.last[:, self.columns]
+        self.stream: Float[Tensor, "batch pos d_model"] = last[:, self.columns]
 
     def z(self, layer: int) -> Float[Tensor, "batch pos head d_head"]:
         """What the heads of a layer read, under the run's head mask."""
@@ -215,11 +207,3 @@ def require_bare(model: Any) -> None:
         raise InputError(
             "the model is in training mode, where dropout changes every run: call model.eval()."
         )
-
-
-def _keeping(layer: int, kept: dict[int, Tensor]) -> Callable[..., None]:
-    def keep(value: Tensor, hook: Any) -> None:
-        kept[layer] = value
-
-    keep.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]  # functions have it
-    return keep

@@ -10,10 +10,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from bloomlab.errors import NumericalError
 from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Edits, Evaluations
 from bloomlab.experiments.heads import Head
+from bloomlab.experiments.judge import Judge
 from bloomlab.experiments.metrics import Metric
 from bloomlab.experiments.replacements import Replacement
 from bloomlab.experiments.results import Results
@@ -49,9 +49,16 @@ class Sweep:
             evaluations=self.evaluations,
         )
 
-    def judge(self, clean: CleanRun, targets: Any, examples: slice) -> "Judge":
+    def judge(self, clean: CleanRun, targets: Any, examples: slice) -> Judge:
         """What measures runs that resume from a clean one."""
-        return Judge(self, clean, targets, examples)
+        return Judge(
+            self.metric,
+            self.model.unembed,
+            clean.data,
+            clean=clean.stream,
+            targets=targets,
+            examples=examples,
+        )
 
     @torch.no_grad()
     def run(
@@ -103,76 +110,10 @@ class Sweep:
                         effects[group, examples] = stored.effects(group).to(wide)
                     else:
                         runs = [source.edits(sets[i], clean, examples) for i in group]
-                        effects[group, examples] = found = judge.effects(runs, before)
+                        effects[group, examples] = found = _effects(runs, clean, judge, before)
                         stored.add(group, found, before)
                     bar.update(len(group) * len(part))
         return effects, clean_values
-
-
-class Judge:
-    """Turns the final stream of many runs over some examples into the metric of each.
-
-    Args:
-        sweep: whose metric it is.
-        clean: the clean run of the examples.
-        targets: what the metric compares with, for all examples.
-        examples: which of them.
-    """
-
-    def __init__(self, sweep: Sweep, clean: CleanRun, targets: Any, examples: slice) -> None:
-        self.metric, self.unembed = sweep.metric, sweep.model.unembed
-        self.targets, self.examples, self.clean_run = targets, examples, clean
-        self.log_clean: Tensor | None = None
-        if self.metric.needs_clean:
-            logits = self.unembed(clean.stream)
-            wide = torch.promote_types(logits.dtype, torch.float32)
-            self.log_clean = logits.to(wide).log_softmax(-1)
-
-    def __call__(
-        self, stream: Float[Tensor, "row pos d_model"], n_run: int
-    ) -> Float[Tensor, "run example"]:
-        """The metric of every run and example.
-
-        Raises:
-            NumericalError: NaN or infinity; names the example.
-        """
-        tokens = self.clean_run.data.tokens
-        values = self.metric.values(
-            stream,
-            self.unembed,
-            target=None if self.targets is None else self.targets.rows(self.examples, n_run),
-            tokens=tokens.repeat(n_run, 1),
-            clean=None if self.log_clean is None else self.log_clean.repeat(n_run, 1, 1),
-        ).view(n_run, len(tokens))
-        check_finite(self.metric, values, first=self.examples.start)
-        return values.cpu()
-
-    def effects(
-        self, runs: list[Edits], before: Float[Tensor, " example"]
-    ) -> Float[Tensor, "run example"]:
-        """The metric of runs that begin to differ in the same layer, less that `before`."""
-        begun = [self.clean_run.begin(run) for run in runs]
-        effects = torch.zeros(len(runs), len(before), dtype=before.dtype)
-        live = [i for i, mid in enumerate(begun) if mid is not None]  # others change nothing
-        if live:
-            mids = [mid for mid in begun if mid is not None]
-            stream = self.clean_run.finish([runs[i] for i in live], mids)
-            effects[live] = self(stream, len(live)) - before
-        return effects
-
-
-def check_finite(metric: Metric, values: Float[Tensor, "run example"], *, first: int) -> None:
-    """Raise unless a metric is a number everywhere; `first` is the number of the first example.
-
-    Raises:
-        NumericalError: NaN or infinite; names the example.
-    """
-    if not bool(values.isfinite().all()):
-        bad = int((~values.isfinite()).any(0).nonzero()[0].item())
-        raise NumericalError(
-            f"metric {metric.name!r} is {values[:, bad].tolist()} for example {first + bad}. Drop "
-            "the example, or check the metric."
-        )
 
 
 def rows_that_fit(model: Any, data: Dataset) -> int:
@@ -184,6 +125,20 @@ def rows_that_fit(model: Any, data: Dataset) -> int:
     else:
         free = psutil.virtual_memory().available
     return max(1, min(64, free // 4 // row))
+
+
+def _effects(
+    runs: list[Edits], clean: CleanRun, judge: Judge, before: Float[Tensor, " example"]
+) -> Float[Tensor, "run example"]:
+    """The metric of runs that begin to differ in the same layer, less that `before`."""
+    begun = [clean.begin(run) for run in runs]
+    effects = torch.zeros(len(runs), len(before), dtype=before.dtype)
+    live = [i for i, mid in enumerate(begun) if mid is not None]  # others change nothing
+    if live:
+        mids = [mid for mid in begun if mid is not None]
+        stream = clean.finish([runs[i] for i in live], mids)
+        effects[live] = judge(stream, len(live)) - before
+    return effects
 
 
 def _groups(order: list[tuple[int, int]], size: int) -> Iterable[list[int]]:

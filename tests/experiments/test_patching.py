@@ -7,19 +7,30 @@ from transformer_lens import patching as tl
 
 import bloomlab as bl
 from bloomlab.errors import InputError, ShapeError, UnknownNameError
-from bloomlab.experiments import patch_activations
+from bloomlab.experiments import Patching, patch_activations
+from bloomlab.experiments.edits import Evaluations
+from bloomlab.experiments.patch_cells import Cell
 
-N_LAYER, N_HEAD, LENGTH = 3, 4, 7
+N_LAYER, N_HEAD, LENGTH = 3, 2, 5
 RIGHT, WRONG = 5, 9
+
+
+def made(dtype=torch.float64, **fields):
+    torch.manual_seed(0)
+    config = transformers.BloomConfig(
+        vocab_size=60,
+        hidden_size=32,
+        n_layer=N_LAYER,
+        n_head=N_HEAD,
+        initializer_range=0.2,
+        **fields,
+    )
+    return bl.BloomForCausalLM.from_hf(transformers.BloomForCausalLM(config).eval().to(dtype))
 
 
 @pytest.fixture(scope="module")
 def model():
-    torch.manual_seed(0)
-    config = transformers.BloomConfig(
-        vocab_size=60, hidden_size=32, n_layer=N_LAYER, n_head=N_HEAD, initializer_range=0.2
-    )
-    return bl.BloomForCausalLM.from_hf(transformers.BloomForCausalLM(config).eval().double())
+    return made()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +87,7 @@ def test_equals_transformer_lens(model, texts, site, by, direction):
 
 
 def test_edges_equal_transformer_lens(model, texts):
-    cut = [text[:1, :5] for text in texts]
+    cut = [text[:1, :4] for text in texts]
     expected = by_lens(model, tl.get_act_patch_attn_head_pattern_dest_src_pos, *cut[::-1])
     answers = torch.tensor([[RIGHT, WRONG]])
     ours = patch_activations(model, *cut, "pattern", by="edge", answers=answers)
@@ -85,30 +96,59 @@ def test_edges_equal_transformer_lens(model, texts):
         assert abs(value - expected[cell.layer, cell.head, cell.position, cell.key]) < 1e-6
 
 
-@pytest.mark.parametrize("site", ["attn_scores", "kv", "resid_post", "z", "k"])
-@pytest.mark.parametrize("direction", ["denoise", "noise"])
-def test_other_sites_equal_hooks(model, texts, site, direction):
+def by_hooks(model, site, direction, texts, cells):
+    """The mean metric of one full forward a cell, with its values put in by hooks."""
     base, source = texts[::-1] if direction == "denoise" else texts
     _, cache = model.run_with_cache(source)
-    names = {"resid_post": ["hook_resid_post"], "kv": ["attn.hook_k", "attn.hook_v"]}
+    return [hooked(model, site, base, cache, cell) for cell in cells]
+
+
+def hooked(model, site, base, cache, cell):
+    inside = "attn." if site in ("attn_scores", "pattern", "q", "k", "v", "z", "kv") else ""
+    hooks = []
+    for part in ("k", "v") if site == "kv" else (site,):
+        name = f"blocks.{cell.layer}.{inside}hook_{part}"
+
+        def edit(old, hook, new=cache[name]):
+            where = (slice(None), cell.position, cell.head)
+            if cell.head is None:
+                where = where[:2]
+            elif cell.position is None:  # of a grid
+                where = (slice(None), cell.head)
+            old[where] = new[where]
+            return old
+
+        hooks.append((name, edit))
+    with torch.no_grad():
+        return difference(model.run_with_hooks(base, fwd_hooks=hooks))
+
+
+@pytest.mark.parametrize("site", ["attn_scores", "kv", "resid_post", "z", "k"])
+@pytest.mark.parametrize("direction", ["denoise", "noise"])
+def test_equals_hooks(model, texts, site, direction):
     ours = found(model, texts, site, direction=direction)
-    for cell, value in zip(ours.cells, ours.values.mean(-1), strict=True):
-        hooks = []
-        for point in names.get(site, [f"attn.hook_{site}"]):
-            name = f"blocks.{cell.layer}.{point}"
+    expected = torch.stack(by_hooks(model, site, direction, texts, ours.cells))
+    assert (ours.values.mean(-1) - expected).abs().max() < 1e-10
 
-            def edit(old, hook, cell=cell, new=cache[name]):
-                if site == "attn_scores":
-                    old[:, cell.head] = new[:, cell.head]
-                elif cell.head is None:
-                    old[:, cell.position] = new[:, cell.position]
-                else:
-                    old[:, cell.position, cell.head] = new[:, cell.position, cell.head]
-                return old
 
-            hooks.append((name, edit))
-        logits = model.run_with_hooks(base, fwd_hooks=hooks)
-        assert abs(value - difference(logits)) < 1e-10
+@pytest.mark.parametrize("site", ["resid_mid", "mlp_out", "attn_out", "z", "q", "pattern"])
+@pytest.mark.parametrize(
+    ("fields", "tolerance"),
+    [
+        ({"apply_residual_connection_post_layernorm": True}, 1e-10),
+        ({"dtype": torch.float32}, 5e-6),
+        ({"dtype": torch.bfloat16}, 0.015),  # half a step of its logits,
+    ],
+    ids=["post-norm", "float32", "bfloat16"],
+)
+def test_other_models_equal_hooks(site, fields, tolerance):
+    model = made(**fields)
+    texts = torch.randint(4, 60, (2, 3, LENGTH), generator=torch.Generator().manual_seed(1))
+    texts = tuple(texts)
+    ours = found(model, texts, site, layers=[1])
+    expected = torch.stack(by_hooks(model, site, "denoise", texts, ours.cells))
+    assert (ours.values.mean(-1) - expected).abs().max() < tolerance
+    assert ours.effects.mean(-1).abs().max() > 3 * tolerance  # there is something to find
 
 
 def test_everything_patched_is_the_other_run(model, texts):
@@ -127,7 +167,7 @@ def test_other_metrics(model, texts, metric):
     _, cache = model.run_with_cache(clean)
 
     def edit(z, hook):
-        z[:, :, 2] = cache["z", 1][:, :, 2]
+        z[:, :, 1] = cache["z", 1][:, :, 1]
         return z
 
     logits = model.run_with_hooks(corrupted, fwd_hooks=[("blocks.1.attn.hook_z", edit)])
@@ -140,7 +180,7 @@ def test_other_metrics(model, texts, metric):
         "accuracy": (log[:, :-1].argmax(-1) == clean[:, 1:]).double().mean(-1),
         "probability": log[:, -1].gather(-1, clean[:, :1])[:, 0].exp(),
     }[metric]
-    place = ours.cells.index(bl.experiments.patch_cells.Cell(layer=1, head=2))
+    place = ours.cells.index(Cell(layer=1, head=1))
     assert torch.allclose(ours.values[place], expected, atol=1e-12)
 
 
@@ -161,14 +201,26 @@ def test_padding_changes_nothing(model, texts):
         assert torch.allclose(beside.values, alone.values, atol=1e-10)
 
 
-def test_errors_of_share_are_those_of_a_ratio(model, texts):
-    ours = found(model, texts, "resid_pre")
-    row = ours.frame.iloc[8]
-    effects, total = ours.effects[8], ours.total
-    leave = [(effects.sum() - e) / (total.sum() - t) for e, t in zip(effects, total, strict=True)]
-    jackknife = torch.stack(leave).std(correction=0) * 2**0.5
+def test_errors_of_share_are_those_of_a_ratio():
+    source = torch.Generator().manual_seed(0)
+    corrupted, total, noise = torch.randn(3, 500, generator=source, dtype=torch.float64)
+    total = total + 3
+    ours = Patching(
+        cells=[Cell(layer=0)],
+        axes=("layer",),
+        values=(corrupted + 0.4 * total + noise)[None],
+        clean=corrupted + total,
+        corrupted=corrupted,
+        site="resid_pre",
+        direction="denoise",
+        metric="any",
+        evaluations=Evaluations(),
+    )
+    row, effects = ours.frame.iloc[0], ours.effects[0]
+    without = (effects.sum() - effects) / (total.sum() - total)  # the jackknife (Quenouille, 1949)
     assert row.share == pytest.approx(float(effects.mean() / total.mean()))
-    assert row.share_stderr == pytest.approx(float(jackknife), rel=0.5)
+    assert row.share_stderr == pytest.approx(float(without.std(correction=0)) * 499**0.5, rel=0.02)
+    assert row.stderr == pytest.approx(float(effects.std()) / 500**0.5)
 
 
 def test_wrong_input_is_explained(model, texts):
@@ -182,9 +234,11 @@ def test_wrong_input_is_explained(model, texts):
         patch_activations(model, clean, corrupted, direction="both", answers=answers)
     with pytest.raises(ShapeError, match="corrupted"):
         patch_activations(model, clean, corrupted[:2], answers=answers)
-    with pytest.raises(InputError, match="example 0 has 7 tokens clean and 6 corrupted"):
-        patch_activations(model, clean, corrupted[:, :6], answers=answers)
+    with pytest.raises(InputError, match="example 0 has 5 tokens clean and 4 corrupted"):
+        patch_activations(model, clean, corrupted[:, :4], answers=answers)
     assert patch_activations(model, clean, clean, answers=answers).share.isnan().all()
+    last = found(model, texts, "resid_pre", columns=-1, layers=-1)
+    assert last.cells == [Cell(layer=N_LAYER - 1, position=LENGTH - 1)]
     with pytest.raises(InputError, match="layers is"):
         found(model, texts, "z", layers=[N_LAYER])
     with pytest.raises(InputError, match="heads is"):

@@ -203,7 +203,7 @@ def test_functions_are_known_by_their_code_and_objects_are_refused(model, tmp_pa
 def test_storing_a_sweep_costs_little(demo, tmp_path):
     def seconds(folder):
         start = time.perf_counter()
-        study(demo, folder, data=TEXTS, metric="cross_entropy", heads=HEADS, rows=3)
+        study(demo, folder, data=TEXTS, metric="cross_entropy", rows=3)
         return time.perf_counter() - start
 
     plain = min(seconds(None) for _ in range(2))
