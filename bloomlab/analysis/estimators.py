@@ -1,0 +1,66 @@
+"""Linear classifiers of scikit-learn as probes."""
+
+# pyright: standard
+# scikit-learn comes without types
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bloomlab.errors import InputError
+
+
+class EstimatorProblem:
+    """Features on which a scikit-learn classifier with `coef_` and `intercept_` is fitted.
+
+    Args:
+        features: what it is fitted on.
+        estimator: LogisticRegression, RidgeClassifier, LinearSVC, SGDClassifier ...; cloned for
+            each fit, its own parameters count.
+
+    Raises:
+        InputError: something else than a classifier of scikit-learn.
+    """
+
+    def __init__(self, features: Float[Tensor, "example d"], estimator: Any) -> None:
+        from sklearn.base import is_classifier  # takes a second; most probes need none of it
+
+        known = hasattr(estimator, "__sklearn_tags__") and not isinstance(estimator, type)
+        if not known or not is_classifier(estimator):
+            raise InputError(f"{estimator!r:.60} is no classifier of scikit-learn.")
+        self.features = features.cpu().numpy()
+        self.estimator = estimator
+
+    def fit(
+        self, labels: Int[Tensor, " example"], n_class: int, strengths: Sequence[int | float]
+    ) -> Iterator[tuple[Float[Tensor, "class d"], Float[Tensor, " class"]]]:
+        """Weights and biases, once for each of `strengths`, which otherwise go unused.
+
+        Two classes have half the vector each, of opposite signs; a class without examples is never
+        chosen.
+
+        Raises:
+            InputError: a classifier that is not linear, or does not take these labels.
+        """
+        from sklearn.base import clone
+
+        for _ in strengths:
+            try:
+                fresh: Any = clone(self.estimator)
+                fitted: Any = fresh.fit(self.features, labels.cpu().numpy())
+            except ValueError as error:
+                raise InputError(f"{self.estimator!r:.60} does not fit: {error}") from error
+            if not hasattr(fitted, "coef_"):
+                raise InputError(f"{self.estimator!r:.60} is not linear: it has no coef_.")
+            coef = torch.as_tensor(fitted.coef_).double().reshape(-1, self.features.shape[1])
+            shift = torch.as_tensor(fitted.intercept_).double().reshape(-1).expand(len(coef))
+            if len(coef) == 1:
+                coef, shift = torch.cat([-coef, coef]) / 2, torch.cat([-shift, shift]) / 2
+            weights = coef.new_zeros(n_class, coef.shape[1])
+            bias = shift.new_full((n_class,), -torch.inf)
+            seen = torch.as_tensor(fitted.classes_)
+            weights[seen], bias[seen] = coef, shift
+            yield weights, bias
