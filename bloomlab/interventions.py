@@ -22,6 +22,7 @@ from bloomlab.schedule import GRIDS, Intervention, Pick, Spot, index_of, numbers
 
 __all__ = [
     "Intervention",
+    "Spot",
     "freeze_pattern",
     "knock_out",
     "mask_heads",

@@ -31,6 +31,8 @@ LAYERS = {  # a module or folder of the package -> what else of the package it m
     "plots": GROUND,
     "widgets": GROUND | {"plots", "analysis"},
     "experiments": GROUND | STUDY,
+    "interop": GROUND | MODEL | {"trace"},
+    "lm_eval": GROUND | STUDY | {"experiments"},
     "demo": GROUND | STUDY | {"experiments"},
     "describe": GROUND | MODEL | {"machine"},
     "bench": GROUND | MODEL | {"machine", PUBLIC},

@@ -1,38 +1,116 @@
-"""Experiments: a model and an analysis, joined."""
+"""Experiments: a model and an analysis, joined; `tasks` has data that is ready for them."""
 
+from bloomlab.experiments import tasks
+from bloomlab.experiments.activations import Activations, collect
+from bloomlab.experiments.amnesic import Amnesia, amnesic_effect
+from bloomlab.experiments.attribution import Attribution, attribute_logits
+from bloomlab.experiments.branch_results import Branches
+from bloomlab.experiments.branches import compare_branches
 from bloomlab.experiments.head_ablation import Ablation, ablate_heads
+from bloomlab.experiments.head_circuits import (
+    HeadCircuits,
+    composition,
+    head_circuits,
+    ov_circuit,
+    qk_circuit,
+)
 from bloomlab.experiments.head_gates import LearnedGates, learn_gates
 from bloomlab.experiments.head_importance import head_importance
 from bloomlab.experiments.head_order import HeadOrder, one_shot_order
 from bloomlab.experiments.head_pruning import PruningCurve, prune_curve
 from bloomlab.experiments.head_roles import head_roles
 from bloomlab.experiments.head_search import prune_order
+from bloomlab.experiments.head_tokens import head_tokens, written_tokens
 from bloomlab.experiments.importance import Agreement, Importance
+from bloomlab.experiments.language_effects import LanguageEffects, language_effects
+from bloomlab.experiments.language_neurons import LanguageNeurons, deactivate, language_neurons
+from bloomlab.experiments.logit_lens import Lens, logit_lens
 from bloomlab.experiments.patching import Patching, patch_activations
+from bloomlab.experiments.probe_labels import Labelled, label_examples, without_rare, word_spans
+from bloomlab.experiments.probes import Probes
+from bloomlab.experiments.probing import probe
 from bloomlab.experiments.pruning_report import pruning_report
+from bloomlab.experiments.readings import Readings, read_generation, read_stream
+from bloomlab.experiments.readouts import Readout, linear_readout, probe_readout
 from bloomlab.experiments.results import Results, read_results, read_run
+from bloomlab.experiments.sae import scale_latents, splice_sae
+from bloomlab.experiments.sae_files import read_sae
+from bloomlab.experiments.sae_latents import Latents, sae_latents
+from bloomlab.experiments.spans import Spans
 from bloomlab.experiments.speculative import Acceptance, draft_acceptance
+from bloomlab.experiments.steering import Directions, erase, mean_difference, probe_directions
+from bloomlab.experiments.steering_sweep import SteeringSweep, steering_sweep
+from bloomlab.experiments.tuned_lens import TunedLens, train_tuned_lens
 
 __all__ = [
     "Ablation",
     "Acceptance",
+    "Activations",
     "Agreement",
+    "Amnesia",
+    "Attribution",
+    "Branches",
+    "Directions",
+    "HeadCircuits",
     "HeadOrder",
     "Importance",
+    "Labelled",
+    "LanguageEffects",
+    "LanguageNeurons",
+    "Latents",
     "LearnedGates",
+    "Lens",
     "Patching",
+    "Probes",
     "PruningCurve",
+    "Readings",
+    "Readout",
     "Results",
+    "Spans",
+    "SteeringSweep",
+    "TunedLens",
     "ablate_heads",
+    "amnesic_effect",
+    "attribute_logits",
+    "collect",
+    "compare_branches",
+    "composition",
+    "deactivate",
     "draft_acceptance",
+    "erase",
+    "head_circuits",
     "head_importance",
     "head_roles",
+    "head_tokens",
+    "label_examples",
+    "language_effects",
+    "language_neurons",
     "learn_gates",
+    "linear_readout",
+    "logit_lens",
+    "mean_difference",
     "one_shot_order",
+    "ov_circuit",
     "patch_activations",
+    "probe",
+    "probe_directions",
+    "probe_readout",
     "prune_curve",
     "prune_order",
     "pruning_report",
+    "qk_circuit",
+    "read_generation",
     "read_results",
     "read_run",
+    "read_sae",
+    "read_stream",
+    "sae_latents",
+    "scale_latents",
+    "splice_sae",
+    "steering_sweep",
+    "tasks",
+    "train_tuned_lens",
+    "without_rare",
+    "word_spans",
+    "written_tokens",
 ]
