@@ -24,10 +24,13 @@ def straight(hf, ids, mask=None, *, edits=(), gated=False):
     def affine(name, x):
         return x * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
-    def norm(hook, name, x):
+    def norm(hook, name, x, branch_of=None):
         centred = x - x.mean(-1, keepdim=True)
         scale = (centred.square().mean(-1, keepdim=True) + config.layer_norm_epsilon).sqrt()
         if hook is None:
+            if f"{branch_of}.hook_scale" in edits:  # set for the stream, it holds for branches too
+                scale = values[f"{branch_of}.hook_scale"]
+                scale = scale[:, :, None] if x.ndim > scale.ndim else scale
             return affine(name, centred / scale)
         scale = point(f"{hook}.hook_scale", scale)
         return affine(name, point(f"{hook}.hook_normalized", centred / scale))
@@ -55,7 +58,8 @@ def straight(hf, ids, mask=None, *, edits=(), gated=False):
             shared = point(f"{block}.attn.hook_attn_in", fork)
             inputs = [point(f"{block}.attn.hook_{part}_input", shared) for part in "qkv"]
             if any(f"{block}.attn.{name}" in edits for name in FORKS):
-                heads_in = [norm(None, f"{theirs}.input_layernorm", x) for x in inputs]
+                first = f"{theirs}.input_layernorm"
+                heads_in = [norm(None, first, x, f"{block}.ln1") for x in inputs]
         q, k, v = (
             point(f"{block}.attn.hook_{part}", einsum(x, w, "b q h m, h d m -> b q h d") + b)
             for part, x, w, b in zip("qkv", heads_in, w_qkv, b_qkv, strict=True)
@@ -81,7 +85,8 @@ def straight(hf, ids, mask=None, *, edits=(), gated=False):
         if gated:
             mlp_in = point(f"{block}.hook_mlp_in", resid_mid)
             if f"{block}.hook_mlp_in" in edits:
-                into_mlp = norm(None, f"{theirs}.post_attention_layernorm", mlp_in)
+                second = f"{theirs}.post_attention_layernorm"
+                into_mlp = norm(None, second, mlp_in, f"{block}.ln2")
         up, down = (f"{theirs}.mlp.{name}" for name in ("dense_h_to_4h", "dense_4h_to_h"))
         pre = F.linear(into_mlp, weights[f"{up}.weight"], weights[f"{up}.bias"])
         pre = point(f"{block}.mlp.hook_pre", pre)

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def norm_scale(stream: Float[Tensor, "row d_model"], eps: float) -> Float[Tensor, " row"]:
+def norm_scale(stream: Float[Tensor, "*row d_model"], eps: float) -> Float[Tensor, "*row"]:
     """What a LayerNorm divides each row by: sqrt(variance + eps)."""
     return (stream.var(-1, correction=0) + eps).sqrt()
 
@@ -35,3 +35,24 @@ def head_contributions(
     """Directions . (z W_O) of every head, without making the results [row head d_model]."""
     read = torch.einsum("hdm,rm->rhd", W_O, directions)
     return (z * read).sum(-1)
+
+
+def before_norm(
+    slopes: Float[Tensor, "*row reader d_model"],
+    stream: Float[Tensor, "*row d_model"],
+    gain: Float[Tensor, " d_model"],
+    eps: float,
+) -> Float[Tensor, "*row reader d_model"]:
+    """Derivatives by a LayerNorm's input, for several readers of its output that share it.
+
+    Args:
+        slopes: derivatives by the output, each reader's own.
+        stream: the input.
+        gain: of the norm.
+        eps: of the norm.
+    """
+    scale = norm_scale(stream, eps)[..., None]
+    normalized = ((stream - stream.mean(-1, keepdim=True)) / scale)[..., None, :]
+    gained = slopes * gain
+    along = (gained * normalized).mean(-1, keepdim=True) * normalized
+    return (gained - gained.mean(-1, keepdim=True) - along) / scale[..., None]

@@ -12,6 +12,18 @@ def standard_error(values: Float[Tensor, "*lead example"]) -> Float[Tensor, "*le
     return values.std(-1) / values.shape[-1] ** 0.5
 
 
+def ratio_of_means(
+    values: Float[Tensor, "*lead example"], whole: Float[Tensor, " example"]
+) -> tuple[Float[Tensor, "*lead"], Float[Tensor, "*lead"]]:
+    """Mean of values over mean of a whole, and its standard error by the delta method.
+
+    NaN where the whole is 0 on average; the error is NaN for a single example.
+    """
+    total = whole.mean()
+    ratio = values.mean(-1) / torch.where(total == 0, torch.nan, total)
+    return ratio, standard_error(values - ratio[..., None] * whole) / total.abs()
+
+
 def bootstrap_mean(
     values: Float[Tensor, "*lead example"], level: float = 0.95, *, draws: int = 2000, seed: int = 0
 ) -> tuple[Float[Tensor, "*lead"], Float[Tensor, "*lead"]]:

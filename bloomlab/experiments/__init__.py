@@ -6,6 +6,10 @@ from bloomlab.experiments.amnesic import Amnesia, amnesic_effect
 from bloomlab.experiments.attribution import Attribution, attribute_logits
 from bloomlab.experiments.branch_results import Branches
 from bloomlab.experiments.branches import compare_branches
+from bloomlab.experiments.circuit_scores import CircuitScores, evaluate_circuits
+from bloomlab.experiments.circuit_search import FoundCircuit, find_circuit
+from bloomlab.experiments.edge_attribution import EdgeScores, attribute_edges
+from bloomlab.experiments.graph import Edge, Graph
 from bloomlab.experiments.head_ablation import Ablation, ablate_heads
 from bloomlab.experiments.head_circuits import (
     HeadCircuits,
@@ -26,6 +30,7 @@ from bloomlab.experiments.language_effects import LanguageEffects, language_effe
 from bloomlab.experiments.language_neurons import LanguageNeurons, deactivate, language_neurons
 from bloomlab.experiments.logit_lens import Lens, logit_lens
 from bloomlab.experiments.patching import Patching, patch_activations
+from bloomlab.experiments.path_patching import PathPatching, patch_paths
 from bloomlab.experiments.probe_labels import Labelled, label_examples, without_rare, word_spans
 from bloomlab.experiments.probes import Probes
 from bloomlab.experiments.probing import probe
@@ -50,7 +55,12 @@ __all__ = [
     "Amnesia",
     "Attribution",
     "Branches",
+    "CircuitScores",
     "Directions",
+    "Edge",
+    "EdgeScores",
+    "FoundCircuit",
+    "Graph",
     "HeadCircuits",
     "HeadOrder",
     "Importance",
@@ -61,6 +71,7 @@ __all__ = [
     "LearnedGates",
     "Lens",
     "Patching",
+    "PathPatching",
     "Probes",
     "PruningCurve",
     "Readings",
@@ -71,6 +82,7 @@ __all__ = [
     "TunedLens",
     "ablate_heads",
     "amnesic_effect",
+    "attribute_edges",
     "attribute_logits",
     "collect",
     "compare_branches",
@@ -78,6 +90,8 @@ __all__ = [
     "deactivate",
     "draft_acceptance",
     "erase",
+    "evaluate_circuits",
+    "find_circuit",
     "head_circuits",
     "head_importance",
     "head_roles",
@@ -92,6 +106,7 @@ __all__ = [
     "one_shot_order",
     "ov_circuit",
     "patch_activations",
+    "patch_paths",
     "probe",
     "probe_directions",
     "probe_readout",

@@ -7,72 +7,32 @@ cell, as `transformer_lens.patching` does it; see `patch_starts` and `onward` fo
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from bloomlab.analysis.intervals import standard_error
-from bloomlab.errors import UnknownNameError
-from bloomlab.experiments.edits import Evaluations
-from bloomlab.experiments.judge import Judge
-from bloomlab.experiments.metrics import Metric
+from bloomlab.experiments.contrast import Contrast, Effects
 from bloomlab.experiments.patch_cells import Cell, axes_of, cells_of, groups
 from bloomlab.experiments.patched_runs import PatchedRuns
-from bloomlab.experiments.sweep import rows_that_fit
-from bloomlab.experiments.text_pairs import aligned
-
-DIRECTIONS = ("denoise", "noise")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patching:
+class Patching(Effects):
     """The metric of patched runs, for every cell and example.
 
     Attributes:
         cells: the places, one run each.
         axes: what tells them apart, in the order of `grid`.
-        values: the metric of each run.
-        clean: the metric of the clean texts.
-        corrupted: the metric of the corrupted texts.
         site: what was patched.
-        direction: "denoise": clean values in corrupted runs; "noise": the reverse.
-        metric: its name.
-        evaluations: how much was computed.
     """
 
     cells: list[Cell]
     axes: tuple[str, ...]
-    values: Float[Tensor, "cell example"]
-    clean: Float[Tensor, " example"]
-    corrupted: Float[Tensor, " example"]
     site: str
-    direction: str
-    metric: str
-    evaluations: Evaluations
-
-    @property
-    def effects(self) -> Float[Tensor, "cell example"]:
-        """Patched - unpatched, in the metric's unit."""
-        return self.values - (self.corrupted if self.direction == "denoise" else self.clean)
-
-    @property
-    def total(self) -> Float[Tensor, " example"]:
-        """What patching everything would do: clean - corrupted, or the reverse for "noise"."""
-        whole = self.clean - self.corrupted
-        return whole if self.direction == "denoise" else -whole
-
-    @property
-    def share(self) -> Float[Tensor, " cell"]:
-        """Mean effect over mean total: 0 nothing, 1 as much as patching everything.
-
-        NaN where clean and corrupted texts do not differ in the metric.
-        """
-        total = self.total.mean()
-        return self.effects.mean(-1) / torch.where(total == 0, torch.nan, total)
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -80,15 +40,7 @@ class Patching:
 
         Standard errors are over examples, that of the share by the delta method; NaN for one.
         """
-        off = self.effects - self.share[:, None] * self.total
-        columns: dict[str, Any] = {
-            axis: [getattr(cell, axis) for cell in self.cells] for axis in self.axes
-        }
-        columns["effect"] = self.effects.mean(-1).tolist()
-        columns["stderr"] = standard_error(self.effects).tolist()
-        columns["share"] = self.share.tolist()
-        columns["share_stderr"] = (standard_error(off) / self.total.mean().abs()).tolist()
-        return pd.DataFrame(columns)
+        return self.framed({axis: [getattr(c, axis) for c in self.cells] for axis in self.axes})
 
     @property
     def grid(self) -> Float[Tensor, "*cells"]:
@@ -157,52 +109,19 @@ def patch_activations(
             not there, hooks attached.
         ShapeError: another number of texts, or answers that do not fit.
     """
-    if direction not in DIRECTIONS:
-        raise UnknownNameError("direction", direction, DIRECTIONS)
-    pair = aligned(model, clean, corrupted)
-    measured = Metric(metric, positions=positions, answers=answers)
-    axes, n_pos = axes_of(site, by), pair[0].tokens.shape[1]
-    cells = cells_of(model, axes, layers=layers, heads=heads, columns=columns, n_pos=n_pos)
-    base, source = reversed(pair) if direction == "denoise" else pair
-    targets = measured.targets(pair[0])
-    at_once, evaluations = rows or rows_that_fit(model, base), Evaluations()
-    wide = torch.promote_types(model.dtype, torch.float32)
-    values = torch.empty(len(cells), len(base), dtype=wide)
-    ends = torch.empty(2, len(base), dtype=wide)
-    bar = tqdm(total=len(cells) * len(base), unit="run", delay=2, disable=not progress)
-    with bar:
-        for start, part in base.chunks(min(len(base), at_once)):
-            examples = slice(start, start + len(part))
-            runs = PatchedRuns(
-                model=model,
-                base=part,
-                source=source.rows(examples.start, examples.stop),
-                site=site,
-                columns=measured.columns(n_pos),
-                evaluations=evaluations,
-            )
-            ours, theirs = (runs.stream, runs.theirs)[:: -1 if direction == "denoise" else 1]
-            judge = Judge(
-                measured,
-                model.unembed,
-                pair[0].rows(examples.start, examples.stop),
-                clean=ours,
-                targets=targets,
-                examples=examples,
-            )
-            ends[:, examples] = judge(torch.cat([ours, theirs]), 2)
-            for group in groups(cells, max(1, at_once // len(part))):
-                stream = runs.run([cells[i] for i in group])
-                values[group, examples] = judge(stream, len(group))
-                bar.update(len(group) * len(part))
-    return Patching(
-        cells=cells,
-        axes=axes,
-        values=values,
-        clean=ends[0],
-        corrupted=ends[1],
-        site=site,
+    pair = Contrast.of(
+        model,
+        clean,
+        corrupted,
+        metric,
+        answers=answers,
+        positions=positions,
         direction=direction,
-        metric=measured.name,
-        evaluations=evaluations,
+        rows=rows,
     )
+    axes = axes_of(site, by)
+    cells = cells_of(model, axes, layers=layers, heads=heads, columns=columns, n_pos=pair.n_pos)
+
+    runs = partial(PatchedRuns, model=model, site=site)
+    found = pair.measure(cells, runs, partial(groups, cells), progress=progress)
+    return Patching(cells=cells, axes=axes, site=site, **found)
