@@ -3,9 +3,11 @@
 from bloomlab.experiments import tasks
 from bloomlab.experiments.activations import Activations, collect
 from bloomlab.experiments.amnesic import Amnesia, amnesic_effect
+from bloomlab.experiments.attention_knockout import Knockout, knock_out_attention
 from bloomlab.experiments.attribution import Attribution, attribute_logits
 from bloomlab.experiments.branch_results import Branches
 from bloomlab.experiments.branches import compare_branches
+from bloomlab.experiments.causal_tracing import CausalTrace, trace_causes
 from bloomlab.experiments.circuit_scores import CircuitScores, evaluate_circuits
 from bloomlab.experiments.circuit_search import FoundCircuit, find_circuit
 from bloomlab.experiments.edge_attribution import EdgeScores, attribute_edges
@@ -55,6 +57,7 @@ __all__ = [
     "Amnesia",
     "Attribution",
     "Branches",
+    "CausalTrace",
     "CircuitScores",
     "Directions",
     "Edge",
@@ -64,6 +67,7 @@ __all__ = [
     "HeadCircuits",
     "HeadOrder",
     "Importance",
+    "Knockout",
     "Labelled",
     "LanguageEffects",
     "LanguageNeurons",
@@ -96,6 +100,7 @@ __all__ = [
     "head_importance",
     "head_roles",
     "head_tokens",
+    "knock_out_attention",
     "label_examples",
     "language_effects",
     "language_neurons",
@@ -124,6 +129,7 @@ __all__ = [
     "splice_sae",
     "steering_sweep",
     "tasks",
+    "trace_causes",
     "train_tuned_lens",
     "without_rare",
     "word_spans",

@@ -7,7 +7,6 @@ arXiv:2504.13151, for the area over sizes).
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -126,7 +125,8 @@ def evaluate_circuits(
     masks = [graph.mask(edges) for edges in named.values()]
     masks = [*(graph.exists & ~mask for mask in masks), *masks]
 
-    runs = partial(EdgeRuns, model=model, graph=graph, norms=norms)
+    def runs(examples: slice, **fields: Any) -> EdgeRuns:
+        return EdgeRuns(model=model, graph=graph, norms=norms, **fields)
 
     def together(most: int) -> Iterable[list[int]]:
         row = len(pair.clean) * pair.n_pos * len(graph.senders) * model.config.hidden_size

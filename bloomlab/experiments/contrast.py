@@ -92,7 +92,7 @@ class Runs(Protocol):
         ...
 
 
-# takes base, source, columns that are asked for, and evaluations, which count
+# takes which examples, then base, source, columns that are asked for, evaluations, which count
 Start = Callable[..., Runs]
 
 
@@ -200,6 +200,7 @@ class Contrast:
         with tqdm(total=len(cells) * n, unit="run", delay=2, disable=not progress) as bar:
             for examples, base, source in self.parts(self.at_once):
                 runs = start(
+                    examples,
                     base=base,
                     source=source,
                     columns=self.metric.columns(self.n_pos),

@@ -28,6 +28,9 @@ class PatchedRuns:
         source: what patches come from, [batch pos] like `base`.
         site: where.
         columns: whose streams are asked for.
+        window: layers around a cell's that are patched with it, ceil(window / 2) from its own on
+            and the others before it; more than one of "attn_out" or "mlp_out" alone.
+        embedded: what layer 0 of the base reads; None: its tokens' embeddings.
         evaluations: counts.
 
     Attributes:
@@ -40,15 +43,18 @@ class PatchedRuns:
     source: Dataset
     site: str
     columns: Int[Tensor, " pos"]
+    window: int = 1
+    embedded: Float[Tensor, "batch column d_model"] | None = None
     evaluations: Evaluations = field(default_factory=Evaluations)
 
     def __post_init__(self) -> None:
         require_bare(self.model)
         self.columns = self.columns.to(self.base.tokens.device)
         past, points = KVCache(), sorted({*STREAM_POINTS, *NEEDS[self.site]})
-        base, last = recorded(self.model, self.base, points, past=past)
+        base, last = recorded(self.model, self.base, points, past=past, embedded=self.embedded)
         taken = PATCHED[self.site]
         source, other = recorded(self.model, self.source, taken)
+        self._theirs = dict(zip(taken, source, strict=True))
         self.stream, self.theirs = last[:, self.columns], other[:, self.columns]
         self.evaluations.layers += 2 * len(self.base) * self.model.config.n_layer
         self._go = Onward(
@@ -62,7 +68,7 @@ class PatchedRuns:
             go=self._go,
             site=self.site,
             base=dict(zip(points, base, strict=True)),
-            source=dict(zip(taken, source, strict=True)),
+            source=self._theirs,
         )
 
     @torch.no_grad()
@@ -80,8 +86,11 @@ class PatchedRuns:
         return stream
 
     def _finished(self, cells: Sequence[Cell], since: int) -> Tensor:
-        layer, at_mid, resid = self._starts.begin(cells, since)
-        n_layer, asked = self.model.config.n_layer, self.columns[self.columns >= since] - since
+        layer, n_layer = cells[0].layer, self.model.config.n_layer
+        first = max(0, layer - self.window // 2)
+        later = range(first + 1, min(n_layer, layer - (-self.window // 2)))
+        layer, at_mid, resid = self._starts.begin([c._replace(layer=first) for c in cells], since)
+        asked = self.columns[self.columns >= since] - since
         if at_mid:
             alone = layer == n_layer - 1
             resid = resid[:, asked] if alone else resid
@@ -90,4 +99,19 @@ class PatchedRuns:
             if alone:
                 return resid
             layer += 1
-        return self._go.from_pre(resid, layer, since=since)
+        hooks = [self._restoring(one, cells, since) for one in later]
+        whole = n_layer - 1 in later  # a hook there needs all of it
+        return self._go.from_pre(resid, layer, since=since, hooks=hooks, last=not whole)
+
+    def _restoring(self, layer: int, cells: Sequence[Cell], since: int) -> tuple[str, Any]:
+        """A hook that puts the source's values at every cell's column of a later layer."""
+        source = self._theirs[f"hook_{self.site}"][layer]
+
+        def restore(value: Tensor, hook: Any) -> Tensor:
+            value = value.unflatten(0, (len(cells), -1)).clone()
+            for i, cell in enumerate(cells):
+                at = slice(None) if cell.position is None else [cell.position - since]
+                value[i, :, at] = source[:, since:][:, at]
+            return value.flatten(0, 1)
+
+        return f"blocks.{layer}.hook_{self.site}", restore

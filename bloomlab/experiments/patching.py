@@ -122,6 +122,8 @@ def patch_activations(
     axes = axes_of(site, by)
     cells = cells_of(model, axes, layers=layers, heads=heads, columns=columns, n_pos=pair.n_pos)
 
-    runs = partial(PatchedRuns, model=model, site=site)
+    def runs(examples: slice, **fields: Any) -> PatchedRuns:
+        return PatchedRuns(model=model, site=site, **fields)
+
     found = pair.measure(cells, runs, partial(groups, cells), progress=progress)
     return Patching(cells=cells, axes=axes, site=site, **found)

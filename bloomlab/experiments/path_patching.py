@@ -8,7 +8,6 @@ queries, its keys and its values.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -121,7 +120,8 @@ def patch_paths(
     graph = Graph.of(model)
     edges = graph.select(senders, receivers)
 
-    runs = partial(EdgeRuns, model=model, graph=graph, norms=norms)
+    def runs(examples: slice, **fields: Any) -> EdgeRuns:
+        return EdgeRuns(model=model, graph=graph, norms=norms, **fields)
 
     def together(most: int) -> Iterable[list[int]]:
         """Edges from one writer to readers of one kind in one layer."""

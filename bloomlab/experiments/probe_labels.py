@@ -67,7 +67,7 @@ def label_examples(
     if spans is not None:
         if not all(nested):
             raise InputError("with spans, labels are a list for each text, one label a span.")
-        found, flat, words = _of_spans(model, data, texts, given, spans)
+        found, flat, words = spans_of(model, data, texts, given, spans)
         numbers = {word: i for i, word in enumerate(dict.fromkeys(words))}
         types, unit = torch.tensor([numbers[word] for word in words], dtype=torch.long), "span"
     elif all(nested):
@@ -146,9 +146,16 @@ def _of_tokens(data: Dataset, labels: list[list[Any]]) -> tuple[Spans, list[Any]
     return Spans.of_tokens(data.attended), [label for one in labels for label in one]
 
 
-def _of_spans(
+def spans_of(
     model: Any, data: Dataset, texts: Any, labels: list[list[Any]], spans: Any
 ) -> tuple[Spans, list[Any], list[str]]:
+    """The tokens of words or (start, stop) characters, their labels, and what they spell.
+
+    What has the label None is left out; see `label_examples`.
+
+    Raises:
+        InputError: spans that do not fit the texts or their labels, or without a token.
+    """
     texts = [texts] if isinstance(texts, str) else texts
     if not isinstance(texts, list | tuple) or not all(isinstance(one, str) for one in texts):
         raise InputError("spans are characters of texts: give texts, not token ids.")

@@ -19,6 +19,7 @@ def recorded(
     *,
     head_mask: Float[Tensor, "layer head"] | None = None,
     past: KVCache | None = None,
+    embedded: Float[Tensor, "batch pos d_model"] | None = None,
 ) -> tuple[list[dict[int, Tensor]], Float[Tensor, "batch pos d_model"]]:
     """Values at each point by layer, and the output of the final norm.
 
@@ -28,6 +29,7 @@ def recorded(
         points: such as "attn.hook_z".
         head_mask: scales heads.
         past: filled with the run's keys and values.
+        embedded: what layer 0 reads; None: the tokens' own embeddings.
     """
     kept: list[dict[int, Tensor]] = [{} for _ in points]
     hooks = [
@@ -37,7 +39,8 @@ def recorded(
     ]
     with model.hooks(fwd_hooks=hooks):
         back = model.backbone(
-            data.tokens,
+            data.tokens if embedded is None else embedded,
+            start_at_layer=None if embedded is None else 0,
             attention_mask=given(data.mask),
             head_mask=head_mask,
             past_key_values=past,

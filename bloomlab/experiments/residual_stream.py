@@ -85,12 +85,15 @@ def streams(model: Any, data: Dataset, wanted: Sequence[Place]) -> Streams:
     )
 
 
-def asked_tokens(attended: Bool[Tensor, "batch pos"], positions: Any) -> Bool[Tensor, "batch pos"]:
+def asked_tokens(
+    attended: Bool[Tensor, "batch pos"], positions: Any, name: str = "positions"
+) -> Bool[Tensor, "batch pos"]:
     """Which tokens of a batch are asked for.
 
     Args:
         attended: False for padding.
         positions: in each text, padding not counted: -1 the last, None all, or several.
+        name: what a caller calls them.
 
     Raises:
         InputError: positions that some text does not have.
@@ -103,7 +106,7 @@ def asked_tokens(attended: Bool[Tensor, "batch pos"], positions: Any) -> Bool[Te
     if not whole or not len(wanted) or bool(((wanted < -lengths) | (wanted >= lengths)).any()):
         shortest = int(lengths.min())
         raise InputError(
-            f"positions is {positions!r}, expected whole numbers from {-shortest} to "
+            f"{name} is {positions!r}, expected whole numbers from {-shortest} to "
             f"{shortest - 1}: every text needs those tokens."
         )
     wanted = wanted.where(wanted >= 0, wanted + lengths)  # batch wanted
