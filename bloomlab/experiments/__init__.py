@@ -34,6 +34,7 @@ from bloomlab.experiments.logit_lens import Lens, logit_lens
 from bloomlab.experiments.patching import Patching, patch_activations
 from bloomlab.experiments.path_patching import PathPatching, patch_paths
 from bloomlab.experiments.probe_labels import Labelled, label_examples, without_rare, word_spans
+from bloomlab.experiments.probe_transfer import transfer_probes
 from bloomlab.experiments.probes import Probes
 from bloomlab.experiments.probing import probe
 from bloomlab.experiments.pruning_report import pruning_report
@@ -47,6 +48,7 @@ from bloomlab.experiments.spans import Spans
 from bloomlab.experiments.speculative import Acceptance, draft_acceptance
 from bloomlab.experiments.steering import Directions, erase, mean_difference, probe_directions
 from bloomlab.experiments.steering_sweep import SteeringSweep, steering_sweep
+from bloomlab.experiments.tree_probes import TreeProbes, probe_trees
 from bloomlab.experiments.tuned_lens import TunedLens, train_tuned_lens
 
 __all__ = [
@@ -83,6 +85,7 @@ __all__ = [
     "Results",
     "Spans",
     "SteeringSweep",
+    "TreeProbes",
     "TunedLens",
     "ablate_heads",
     "amnesic_effect",
@@ -115,6 +118,7 @@ __all__ = [
     "probe",
     "probe_directions",
     "probe_readout",
+    "probe_trees",
     "prune_curve",
     "prune_order",
     "pruning_report",
@@ -131,6 +135,7 @@ __all__ = [
     "tasks",
     "trace_causes",
     "train_tuned_lens",
+    "transfer_probes",
     "without_rare",
     "word_spans",
     "written_tokens",

@@ -189,8 +189,8 @@ def spans_of(
                 )
             rows.append((number, shown[first], shown[last]))
             words.append(text[start:stop])
-    at = torch.tensor(rows, dtype=torch.long).reshape(-1, 3)
-    found = Spans(text=at[:, 0], first=at[:, 1], last=at[:, 2])
+    which, first, last = torch.tensor(rows, dtype=torch.long).reshape(-1, 3).T.contiguous()
+    found = Spans(text=which, first=first, last=last)
     return found, [label for one in labels for label in one if label is not None], words
 
 
