@@ -131,6 +131,7 @@ def test_neither_a_shape_nor_a_model_is_refused(monkeypatch):
         make_pair("560n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_every_benchmark_measures(tiny, name):
     found = list(rows(tiny, QUICK, [name]))
@@ -176,6 +177,7 @@ def test_the_share_of_the_bandwidth_counts_weights_once_and_what_is_cached(tiny,
     assert 4 * (SHAPES["tiny"].parameters + kept) / row.theirs[0] == pytest.approx(speed, rel=0.6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [True, False])
 def test_peak_memory_is_seen_though_it_is_given_back(monkeypatch, tmp_path, kernel):
     if not kernel:

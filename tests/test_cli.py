@@ -229,6 +229,7 @@ def test_lab_says_which_notebooks_it_kept_and_lets_the_page_be_chosen(run, launc
     ]
 
 
+@pytest.mark.slow
 def test_lab_opens_the_tour_for_real(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -96,6 +96,7 @@ def test_right_to_left_labels_are_isolated_and_others_are_not():
     ]
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(max_size=12))
 def test_every_text_has_one_label_per_token_with_ink(tokenizer, text):

@@ -152,6 +152,7 @@ def allows(narrowing, row, column, step):
     return {"at_steps": step, "at_columns": column, "on_rows": row}[how] in what
 
 
+@pytest.mark.slow
 @settings(max_examples=30, deadline=None)
 @given(chosen=narrowings, prompt=st.integers(1, N), cut=st.integers(0, N), outside=st.booleans())
 @torch.no_grad()

@@ -117,6 +117,7 @@ def test_the_prompts_snapshot_is_not_touched_by_later_steps():
     assert recorder.trace.nbytes < 2 * early.nbytes
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(st.data())
 def test_a_recorder_follows_the_cache_through_forks_crops_and_gathers(data):

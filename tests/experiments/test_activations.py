@@ -172,6 +172,7 @@ def test_a_shard_that_is_broken_or_lost_is_computed_again(model, tmp_path, monke
     assert ran == [[3], [2]]  # the texts in the order of their lengths: 1, 3, 0, 2
 
 
+@pytest.mark.slow
 def test_a_killed_pass_goes_on(model, tmp_path, monkeypatch):
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(tmp_path)],

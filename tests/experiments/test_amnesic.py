@@ -117,6 +117,7 @@ def test_frame_holds_means_over_texts_and_their_intervals(model):
     assert row.control_spread == pytest.approx(float(spread))
 
 
+@pytest.mark.slow
 def test_the_demo_needs_its_parts_of_speech(demo):
     words = tasks.part_of_speech("en")
     labels = without_rare(words.labels)

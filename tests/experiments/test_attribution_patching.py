@@ -1,5 +1,6 @@
 """Attribution patching and paths, against brute force and the planted circuit."""
 
+import pytest
 import torch
 
 from bloomlab.experiments.head_importance import head_importance
@@ -83,6 +84,7 @@ def test_graddrop_holds_one_layers_writes_constant_at_a_time():
     assert (got.examples - total / 2).abs().max() < 1e-10 * total.max()
 
 
+@pytest.mark.slow
 def test_paths_are_complete():
     _, ours = pair(dtype=torch.float64)
     exact = head_importance(ours, IDS, "exact", attention_mask=MASK)
@@ -103,6 +105,7 @@ def test_paths_are_complete():
     assert joint.residual.abs().max() < 1e-2 * (off - on).abs().max()
 
 
+@pytest.mark.slow
 def test_gradients_miss_a_sharp_circuit_that_paths_find():
     circuit = induction_circuit(SHARP)
     task = {"positions": circuit.positions}

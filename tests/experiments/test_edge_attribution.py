@@ -94,7 +94,7 @@ def test_scores_are_the_derivatives_at_each_readers_input(
 
 
 def test_predictions_are_exact_where_all_is_linear():
-    model = linear_model()
+    model = linear_model(n_layer=2, n_head=3)
     clean = torch.randint(0, 11, (2, 6), generator=torch.Generator().manual_seed(3))
     corrupted = (clean + 4) % 11
     options = {"answers": torch.tensor([[1, 2], [3, 4]]), "progress": False}
@@ -125,7 +125,9 @@ def planted(strengths):
     return circuit.model, (circuit.ids(4), circuit.ids(4, seed=9)), options
 
 
-@pytest.mark.parametrize(("strengths", "close"), [(SOFT, 0.05), (FIRM, 1e-3)])
+@pytest.mark.parametrize(
+    ("strengths", "close"), [pytest.param(SOFT, 0.05, marks=pytest.mark.slow), (FIRM, 1e-3)]
+)
 def test_patched_edges_and_removed_ones_find_the_planted_circuit(strengths, close):
     """Precision and recall are 1 at the right size; faithfulness runs from 0 to 1."""
     model, texts, options = planted(strengths)
@@ -151,6 +153,7 @@ def test_derivatives_miss_the_circuit_behind_a_sharp_softmax():
     assert set(ig.circuit(len(PLANTED))) != PLANTED
 
 
+@pytest.mark.slow
 def test_what_is_kept_changes_the_metric_and_what_is_removed_does_not(models, texts):
     ours, graph = models[1], Graph.of(models[1])
     options = QUIET | {"metric": "logit_difference"}

@@ -104,6 +104,7 @@ def test_languages_have_curves_of_their_own_and_layers_keep_some_heads(both):
     assert found.keep("random 1", 2).sum(1).tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_study_is_repeated_from_what_it_stored(both, tmp_path):
     _, ours = both
     data = {"one": tokens(2, 9, seed=1), "two": tokens(4, 7, seed=2)}

@@ -80,6 +80,7 @@ def test_padding_and_pruning_change_no_head_that_stays():
     assert pruned.to_numpy() == pytest.approx(kept.to_numpy(), abs=1e-5, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_text_is_measured_and_its_punctuation_found(demo):
     found = head_roles(demo, ["Look, a cat. It sat; it ran, and it slept.", "Hé!"])
     assert len(found) == demo.config.n_layer * demo.config.n_head

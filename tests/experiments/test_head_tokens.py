@@ -1,12 +1,13 @@
 """Tokens that heads promote, against whole circuits and against heads' results."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
 from bloomlab.errors import InputError, UnknownNameError, UnsupportedError
-from bloomlab.experiments import head_tokens as module
 from bloomlab.experiments.attribution import attribute_logits
 from bloomlab.experiments.head_circuits import ov_circuit
 from bloomlab.experiments.head_tokens import head_tokens, written_tokens
@@ -25,7 +26,7 @@ def models():
 @pytest.mark.parametrize("at_once", [2**24, 48 * 20])
 def test_rows_are_the_ends_of_the_ov_circuit(models, monkeypatch, at_once):
     _, model = models
-    monkeypatch.setattr(module, "LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr(sys.modules["bloomlab.experiments.head_tokens"], "LOGITS_AT_ONCE", at_once)
     found = head_tokens(model, [5, 60], k=4)
     assert len(found) == 2 * 6 * 2 * 2 * 4
     for (layer, head, source), some in found.groupby(["layer", "head", "source"]):

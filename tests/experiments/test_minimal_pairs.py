@@ -50,6 +50,7 @@ def test_texts_are_scored_as_if_alone(demo, batch_size):
     assert float(other[0]) != pytest.approx(float(got[0]), abs=1e-2)
 
 
+@pytest.mark.slow
 def test_a_row_a_paradigm_with_share_interval_and_margin(demo):
     pairs = minimal_pairs(["principle_A_domain_1", "npi_present_1"])
     pairs = Pairs(good=pairs.good[12:26], bad=pairs.bad[12:26], paradigms=pairs.paradigms[12:26])

@@ -12,6 +12,7 @@ IDS = tokens(3, 7)
 MASK = torch.tensor([[0, 0, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0], [1] * 7])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("metric", ["cross_entropy", "kl", "probability"])
 def test_it_harms_less_than_the_mean_and_the_same_every_time(metric):
     _, ours = pair(dtype=torch.float64)

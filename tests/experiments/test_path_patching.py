@@ -120,7 +120,7 @@ def test_all_edges_are_the_other_run_and_none_this_one(models, texts):
 
 
 def test_edges_sum_to_the_whole_where_all_is_linear():
-    model = linear_model()
+    model = linear_model(n_head=3)
     clean = torch.randint(0, 11, (2, 6), generator=torch.Generator().manual_seed(3))
     corrupted = (clean + 4) % 11
     options = {"answers": torch.tensor([[1, 2], [3, 4]]), "progress": False}

@@ -41,6 +41,7 @@ def test_the_circuit_copies_and_needs_both_heads(dtype):
     assert circuit.accuracy(pruned.to_hf()(ids).logits, ids) == 1
 
 
+@pytest.mark.slow
 def test_of_two_copies_each_looks_spare_and_only_searching_again_sees_the_second():
     circuit = induction_circuit(SHARP, copies=2)
     task = {"positions": circuit.positions, "progress": False}
@@ -72,6 +73,7 @@ def test_gradients_rank_a_soft_circuit_and_miss_a_sharp_one():
         assert ([divmod(i, 8) for i in ranked] == circuit.alive) or not agrees
 
 
+@pytest.mark.slow
 def test_paths_recover_what_gradients_miss():
     circuit = induction_circuit(SHARP)
     task = {"positions": circuit.positions}

@@ -28,6 +28,7 @@ def test_counts_are_those_of_the_shapes():
     assert (frame.loc[["forward over 8 tokens (s)", "generation per token (s)"]].before > 0).all()
 
 
+@pytest.mark.slow
 def test_time_follows_the_work():
     _, ours = pair(n_layer=12, hidden_size=96)
     frame = pruning_report(ours, prune_layers(ours, range(1, 12)), length=32, new=4, turns=5)

@@ -110,6 +110,7 @@ def test_the_frame_names_every_number():
     assert np.array_equal(np.sort(frame[frame.row == 0].column.unique()), [4, 5, 6, 7, 8])
 
 
+@pytest.mark.slow
 def test_reading_keeps_the_tokens_and_the_fast_way():
     _, model = pair()
     ids, mask = padded()

@@ -93,6 +93,7 @@ def test_an_interrupted_sweep_goes_on(model, tmp_path, monkeypatch):
     same(study(model, tmp_path / "cut"), whole)
 
 
+@pytest.mark.slow
 def test_a_kill_loses_one_row_at_most_and_the_table_is_the_same(demo, tmp_path):
     code = CHILD.replace("TEXTS", repr(TEXTS)).replace("HEADS", repr(HEADS))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -200,6 +201,7 @@ def test_functions_are_known_by_their_code_and_objects_are_refused(model, tmp_pa
         study(model, tmp_path / "b", metric=Callable())
 
 
+@pytest.mark.slow
 def test_storing_a_sweep_costs_little(demo, tmp_path):
     def seconds(folder):
         start = time.perf_counter()

@@ -24,6 +24,16 @@ def limit(dtype):
     return 10 if dtype in HALF else 200
 
 
+LONG = [
+    pytest.param(6, 1023, marks=pytest.mark.slow),
+    pytest.param(3, 2048, marks=pytest.mark.slow),
+]
+LONG_PROMPTS = [
+    pytest.param(1023, True, marks=pytest.mark.slow),
+    pytest.param(2048, False, marks=pytest.mark.slow),
+]
+
+
 @pytest.fixture(autouse=True)
 def without_gradients():
     with torch.no_grad():
@@ -36,7 +46,7 @@ def left_padded(rows, length):
     return mask
 
 
-@pytest.mark.parametrize(("n_head", "length"), [(3, 1), (6, 2), (6, 1023), (3, 2048)])
+@pytest.mark.parametrize(("n_head", "length"), [(3, 1), (6, 2), (6, 257), *LONG])
 @pytest.mark.parametrize("alibi", ["hf", "exact"])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_fused_equals_eager_at_length(dtype, alibi, n_head, length):
@@ -51,7 +61,7 @@ def test_fused_equals_eager_at_length(dtype, alibi, n_head, length):
     assert bool(fused.isfinite().all())
 
 
-@pytest.mark.parametrize(("length", "padded"), [(1023, True), (2048, False)])
+@pytest.mark.parametrize(("length", "padded"), [(257, True), (259, False), *LONG_PROMPTS])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALF])
 def test_long_prompts_equal_transformers(dtype, length, padded):
     theirs, ours = pair(dtype=dtype, n_head=6)

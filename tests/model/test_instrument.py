@@ -43,6 +43,7 @@ def columns_of(step):
     return slice(0, N_PROMPT) if step == 0 else slice(N_PROMPT + step - 1, N_PROMPT + step)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     name=st.sampled_from(NAMES),

@@ -80,6 +80,7 @@ def test_head_counts_and_skip_variants_equal_transformers(n_head, width, post_no
         assert distance_in_eps(got, expected) < limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", LIMIT)
 def test_long_prompts_equal_transformers(dtype):
     theirs, ours = pair(dtype=dtype, n_head=12)

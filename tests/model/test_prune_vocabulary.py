@@ -76,6 +76,7 @@ def test_other_texts_fall_into_smaller_pieces(text, demo, pruned):
     assert torch.isfinite(pruned(text).logits).all()
 
 
+@pytest.mark.slow
 def test_every_token_kept_on_its_own_is_reached(demo):
     """Merges of any token alone, against the library's own answer with all merges."""
     names = demo.tokenizer.convert_ids_to_tokens(list(range(300, demo.config.vocab_size, 41)))

@@ -43,6 +43,7 @@ def test_sampled_tokens_equal_transformers_with_the_same_seed(options):
     assert torch.equal(got, expected)
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 7), min_size=1, max_size=3),

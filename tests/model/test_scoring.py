@@ -21,6 +21,7 @@ def full(model, prompt, continuation, **arguments):
     return scores.gather(-1, continuation[:, None])[:, 0]
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(
     n_prompt=st.integers(1, 7),
