@@ -35,8 +35,8 @@ class EstimatorProblem:
         self.estimator = estimator
 
     def fit(
-        self, labels: Int[Tensor, " example"], n_class: int, strengths: Sequence[int | float]
-    ) -> Iterator[tuple[Float[Tensor, "class d"], Float[Tensor, " class"]]]:
+        self, labels: Int[Tensor, "set example"], n_class: int, strengths: Sequence[int | float]
+    ) -> Iterator[tuple[Float[Tensor, "set class d"], Float[Tensor, "set class"]]]:
         """Weights and biases, once for each of `strengths`, which otherwise go unused.
 
         Two classes have half the vector each, of opposite signs; a class without examples is never
@@ -45,22 +45,26 @@ class EstimatorProblem:
         Raises:
             InputError: a classifier that is not linear, or does not take these labels.
         """
+        for _ in strengths:
+            weights, bias = zip(*(self._fit(one, n_class) for one in labels), strict=True)
+            yield torch.stack(weights), torch.stack(bias)
+
+    def _fit(self, labels: Int[Tensor, " example"], n_class: int) -> tuple[Tensor, Tensor]:
         from sklearn.base import clone
 
-        for _ in strengths:
-            try:
-                fresh: Any = clone(self.estimator)
-                fitted: Any = fresh.fit(self.features, labels.cpu().numpy())
-            except ValueError as error:
-                raise InputError(f"{self.estimator!r:.60} does not fit: {error}") from error
-            if not hasattr(fitted, "coef_"):
-                raise InputError(f"{self.estimator!r:.60} is not linear: it has no coef_.")
-            coef = torch.as_tensor(fitted.coef_).double().reshape(-1, self.features.shape[1])
-            shift = torch.as_tensor(fitted.intercept_).double().reshape(-1).expand(len(coef))
-            if len(coef) == 1:
-                coef, shift = torch.cat([-coef, coef]) / 2, torch.cat([-shift, shift]) / 2
-            weights = coef.new_zeros(n_class, coef.shape[1])
-            bias = shift.new_full((n_class,), -torch.inf)
-            seen = torch.as_tensor(fitted.classes_)
-            weights[seen], bias[seen] = coef, shift
-            yield weights, bias
+        try:
+            fresh: Any = clone(self.estimator)
+            fitted: Any = fresh.fit(self.features, labels.cpu().numpy())
+        except ValueError as error:
+            raise InputError(f"{self.estimator!r:.60} does not fit: {error}") from error
+        if not hasattr(fitted, "coef_"):
+            raise InputError(f"{self.estimator!r:.60} is not linear: it has no coef_.")
+        coef = torch.as_tensor(fitted.coef_).double().reshape(-1, self.features.shape[1])
+        shift = torch.as_tensor(fitted.intercept_).double().reshape(-1).expand(len(coef))
+        if len(coef) == 1:
+            coef, shift = torch.cat([-coef, coef]) / 2, torch.cat([-shift, shift]) / 2
+        weights = coef.new_zeros(n_class, coef.shape[1])
+        bias = shift.new_full((n_class,), -torch.inf)
+        seen = torch.as_tensor(fitted.classes_)
+        weights[seen], bias[seen] = coef, shift
+        return weights, bias

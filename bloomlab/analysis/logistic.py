@@ -39,49 +39,60 @@ class LogisticProblem:
         self.inside = centred @ self.basis.to(centred)
 
     def fit(
-        self, labels: Int[Tensor, " example"], n_class: int, strengths: Sequence[int | float]
-    ) -> Iterator[tuple[Float[Tensor, "class d"], Float[Tensor, " class"]]]:
+        self, labels: Int[Tensor, "*set example"], n_class: int, strengths: Sequence[int | float]
+    ) -> Iterator[tuple[Float[Tensor, "*set class d"], Float[Tensor, "*set class"]]]:
         """Weights and biases for each C, in float64; each C starts from the one before.
 
         Args:
-            labels: 0 ... n_class - 1; a class may have no example.
+            labels: 0 ... n_class - 1; a class may have no example. Several sets of labels are
+                fitted in the same steps, which costs little more than one.
             n_class: number of classes.
             strengths: values of scikit-learn's C; best in rising order.
         """
-        n, d = self.inside.shape
-        labels = labels.to(self.inside.device)
-        weights = torch.zeros(n_class, d, dtype=torch.float64)
-        bias = (torch.bincount(labels, minlength=n_class).cpu().double() + 0.5).log()
-        bias = bias - bias.mean()
+        (n, d), lead = self.inside.shape, labels.shape[:-1]
+        sets = labels.reshape(-1, n).to(self.inside.device, torch.long)
+        weights = torch.zeros(len(sets), n_class, d, dtype=torch.float64)
+        counts = torch.stack([torch.bincount(one, minlength=n_class) for one in sets])
+        bias = (counts.cpu().double() + 0.5).log()
+        bias = bias - bias.mean(1, keepdim=True)
         for strength in strengths:
-            weights, bias = self._fit(labels, weights, bias, 1 / (strength * n))
+            weights, bias = self._fit(sets, weights, bias, 1 / (strength * n))
             outside = weights @ self.basis.T.cpu()
-            yield outside, bias - outside @ self.centre.double().cpu()
+            shift = bias - outside @ self.centre.double().cpu()
+            yield outside.view(*lead, n_class, d), shift.view(*lead, n_class)
 
     def _fit(
-        self, labels: Tensor, weights: Tensor, bias: Tensor, penalty: float
+        self,
+        labels: Int[Tensor, "set example"],
+        weights: Float[Tensor, "set class d"],
+        bias: Float[Tensor, "set class"],
+        penalty: float,
     ) -> tuple[Tensor, Tensor]:
         # nothing is read where features do not vary; steps would only blow up rounding errors there
         blind = self.spread <= self.spread.max() * torch.finfo(self.inside.dtype).eps
         curve = torch.where(blind, 0.0, (0.5 * self.spread + penalty).rsqrt()).cpu()
-        n, rows = len(labels), torch.arange(len(labels), device=labels.device)
+        n, (n_set, n_class) = labels.shape[1], bias.shape
+        first = n_class * torch.arange(n_set, device=labels.device)
+        right = labels.T + first  # columns of all sets' classes side by side
+        minus = -torch.ones(n, n_set, dtype=self.inside.dtype, device=labels.device)
 
         def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
-            packed = torch.from_numpy(flat).view(len(bias), -1)
+            packed = torch.from_numpy(flat).view(n_set * n_class, -1)
             scaled, shift = packed[:, :-1] * curve, packed[:, -1:]
             logits = torch.addmm(shift.T.to(self.inside), self.inside, scaled.to(self.inside).T)
-            logs = logits.log_softmax(1)
-            value = -float(logs[rows, labels].mean(dtype=torch.float64))
-            wrong = logs.exp_()
-            wrong[rows, labels] -= 1
+            logs = logits.view(n, n_set, n_class).log_softmax(2).view(n, -1)
+            value = -float(logs.gather(1, right).sum(dtype=torch.float64)) / n
+            wrong = logs.exp_().scatter_add_(1, right, minus)
             slope = (self.inside.T @ wrong).T.double().cpu() / n + penalty * scaled
             free = wrong.sum(0, dtype=torch.float64).cpu() / n
             value += 0.5 * penalty * float(scaled.square().sum())
             return value, torch.cat([slope * curve, free[:, None]], 1).flatten().numpy()
 
-        start = torch.cat([(weights / curve).nan_to_num(0), bias[:, None]], 1).flatten().numpy()
+        begin = (weights / curve).nan_to_num(0)
+        start = torch.cat([begin, bias[..., None]], 2).flatten().numpy()
         options = {"maxiter": STEPS, "ftol": 0.01 * self.tolerance, "gtol": self.tolerance}
         with threadpool_limits(limits=1, user_api="blas"):  # its threads would fight torch's
             result = minimize(loss, start, jac=True, method="L-BFGS-B", options=options)
-        packed = torch.as_tensor(result.x).view(len(bias), -1)
-        return packed[:, :-1] * curve, packed[:, -1] - packed[:, -1].mean()
+        packed = torch.as_tensor(result.x).view(n_set, n_class, -1)
+        shift = packed[..., -1]
+        return packed[..., :-1] * curve, shift - shift.mean(1, keepdim=True)

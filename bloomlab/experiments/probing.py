@@ -185,10 +185,8 @@ class _Task:
         """For each set of labels a probe and, after all these, what they predict."""
         train, dev, test = (values[self.part[name]] for name in PARTS)
         fitter = ProbeFitter(train, dev, kind=self.kind, strengths=self.strengths)
-        probes = [
-            fitter.fit(some[self.part["train"]], some[self.part["dev"]], self.n_class)
-            for some in labels
-        ]
+        sets = [(some[self.part["train"]], some[self.part["dev"]]) for some in labels]
+        probes = fitter.fit_each(sets, self.n_class)
         return *probes, *(one.logits(test).argmax(-1) for one in probes)
 
     def fitted(self, values: Tensor, without: Tensor, *, code: bool) -> Fitted:
