@@ -151,6 +151,11 @@ def _checked(
     x: Float[Tensor, "example d"], labels: Int[Tensor, " label"]
 ) -> tuple[Float[Tensor, "example d"], Int[Tensor, " example"], int]:
     """Vectors in float64, classes from 0, and their number."""
+    if not isinstance(labels, Tensor) or labels.ndim != 1:
+        raise InputError(
+            f"labels are {labels!r:.60}, expected a tensor of one whole number for each vector, "
+            "such as the `labels` of label_examples."
+        )
     if len(labels) != len(x):
         raise ShapeError("labels", got=labels.shape, expected=f"[{len(x)}], one for each vector")
     if not bool(x.isfinite().all()):

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bloomlab.analysis.estimators import EstimatorProblem
+from bloomlab.analysis.estimators import EstimatorProblem, check_classifier
 from bloomlab.analysis.logistic import LogisticProblem
 from bloomlab.analysis.ridge import RidgeProblem
 from bloomlab.errors import InputError, ShapeError, UnknownNameError
@@ -62,13 +62,19 @@ def check_kind(kind: Any, strengths: Any = None) -> None:
 
     Raises:
         UnknownNameError: a name that is none.
-        InputError: strengths for a classifier of scikit-learn.
+        InputError: no classifier of scikit-learn, strengths for one or for "linear", or strengths
+            that are not above 0.
     """
-    if isinstance(kind, str):
-        if kind not in KINDS:
-            raise UnknownNameError("kind of probe", kind, KINDS)
-    elif strengths is not None:
-        raise InputError(f"{kind!r:.60} has parameters of its own: leave strengths out.")
+    if not isinstance(kind, str):
+        check_classifier(kind)
+        if strengths is not None:
+            raise InputError(f"{kind!r:.60} has parameters of its own: leave strengths out.")
+    elif kind not in KINDS:
+        raise UnknownNameError("kind of probe", kind, KINDS)
+    elif kind == "linear" and strengths is not None:
+        raise InputError("kind='linear' has no penalty: leave strengths out, or take 'ridge'.")
+    elif strengths is not None and not all(strength > 0 for strength in strengths):
+        raise InputError(f"strengths is {list(strengths)}, expected numbers above 0.")
 
 
 class ProbeFitter:

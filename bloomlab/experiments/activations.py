@@ -81,7 +81,7 @@ def collect(
     sites: Any = "resid_post",
     attention_mask: Any = None,
     *,
-    spans: Spans | None = None,
+    spans: Any = None,
     pool: str = "last",
     folder: str | Path | None = None,
     rows: int | None = None,
@@ -111,6 +111,10 @@ def collect(
     data = dataset(model, tokens, attention_mask)
     points = find_points(model, sites)
     wanted = Spans.of_tokens(data.attended) if spans is None else spans
+    if not isinstance(wanted, Spans):
+        raise InputError(
+            f"spans is {wanted!r:.60}, expected Spans, such as `label_examples(...).spans`."
+        )
     wanted.check(data)
     if rows is not None and rows < 1:
         raise InputError(f"rows is {rows}, expected 1 or more.")

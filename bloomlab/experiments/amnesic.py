@@ -14,18 +14,20 @@ from bloomlab.analysis.erasure import Eraser, random_eraser
 from bloomlab.analysis.intervals import bootstrap_mean
 from bloomlab.errors import InputError, ShapeError
 from bloomlab.experiments.dataset import Dataset, dataset
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.metrics import Metric
 from bloomlab.experiments.resume import require_bare
 from bloomlab.experiments.sites import Point, find_points
 from bloomlab.experiments.sweep import rows_that_fit
 
+FAR = 1_000_003  # between the draws of two seeds
 METRICS = ("cross_entropy", "accuracy")
 
 Erasures = list[tuple[Point, Eraser]]  # of one run
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Amnesia:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Amnesia(Framed):
     """What erasing did to the next-token predictions, text by text.
 
     Attributes:
@@ -99,8 +101,8 @@ def amnesic_effect(
         texts: texts, ids [batch pos] or a dict with `attention_mask`; best not those that the
             erasers were fitted on.
         erasers: hook name -> eraser of its vectors, or of all its heads' side by side; such as
-            `{point.name: leace(seen[point.name], labels) for point in seen.points}` of what
-            `collect` saw.
+            `{point.name: leace(seen[point.name], given.labels) for point in seen.points}` of
+            what `label_examples` gives and `collect` sees of it.
         attention_mask: [batch pos], 0 for padding.
         together: all in one run, as one case, instead of each alone.
         controls: number of random draws.
@@ -120,6 +122,8 @@ def amnesic_effect(
         if number is not None and number < 1:
             raise InputError(f"{name} is {number}, expected 1 or more.")
     data = dataset(model, texts, attention_mask)
+    if not isinstance(erasers, Mapping):
+        raise InputError(f"erasers is {erasers!r:.60}, expected {{hook name: eraser}}.")
     every = [(_point(model, name), eraser) for name, eraser in erasers.items()]
     if not every:
         raise InputError("there are no erasers. Give one for each hook: {hook name: eraser}.")
@@ -188,7 +192,7 @@ def _runs(case: Erasures, controls: int, seed: int) -> list[Erasures]:
     """What is erased in each run of a case: the concept, then random directions."""
     drawn = [
         [
-            (point, random_eraser(eraser, seed=seed + draw * len(case) + number))
+            (point, random_eraser(eraser, seed=seed * FAR + draw * len(case) + number))
             for number, (point, eraser) in enumerate(case)
         ]
         for draw in range(controls)

@@ -18,17 +18,20 @@ from bloomlab.errors import InputError, ShapeError, UnknownNameError
 from bloomlab.experiments.contrast import Contrast
 from bloomlab.experiments.dataset import Dataset, dataset
 from bloomlab.experiments.edits import Evaluations
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.onward import Onward
 from bloomlab.experiments.patch_cells import Cell, cells_of, groups
+from bloomlab.experiments.predicted import ANSWERED, likeliest
 from bloomlab.experiments.recorded import recorded
 from bloomlab.experiments.residual_stream import asked_tokens
 from bloomlab.experiments.resume import require_bare
+from bloomlab.experiments.sweep import rows_that_fit
 
 AXES = {"layer": ("layer",), "head": ("layer", "head")}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Knockout:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Knockout(Framed):
     """The metric with edges of attention cut, for every window (and head) and example.
 
     Attributes:
@@ -109,7 +112,8 @@ def knock_out_attention(
             pattern sum to less than 1.
         layers: middles of the windows; None: all.
         heads: for by="head"; None: all.
-        answers: token ids [batch], or [batch 2] of right and wrong ones for "logit_difference".
+        answers: tokens (ids or texts) [batch], or [batch 2] of right and wrong ones for
+            "logit_difference"; None: what the whole run finds likeliest.
         positions: columns whose logits the metric sees.
         rows: rows in a forward; None: by free memory.
         progress: show a bar while it takes long.
@@ -127,6 +131,8 @@ def knock_out_attention(
         raise InputError(f"window is {window}, expected 1 or more layers.")
     data = dataset(model, texts)
     cut = _edges(data, keys, queries, renormalise=renormalise)
+    if answers is None and metric in ANSWERED:
+        answers = likeliest(model, data, positions, rows or rows_that_fit(model, data))
     pair = Contrast.of(
         model,
         data,
@@ -208,8 +214,10 @@ def _edges(
     causal = torch.ones(n, n, dtype=torch.bool, device=seen.device).tril()
     possible = seen[:, None] & causal
     cut = looking[:, :, None] & looked_at[:, None] & possible
-    if not bool(cut.any()):
-        raise InputError(f"queries {queries!r:.60} see none of the keys {keys!r:.60}.")
+    if lacking := (~cut.flatten(1).any(1)).nonzero()[:, 0].tolist():
+        raise InputError(
+            f"in text {lacking[0]} the queries {queries!r:.60} see none of the keys {keys!r:.60}."
+        )
     blind = (cut.sum(-1) == possible.sum(-1)) & cut.any(-1)
     if renormalise and bool(blind.any()):
         text, column = blind.nonzero()[0].tolist()

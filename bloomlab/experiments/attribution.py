@@ -12,6 +12,7 @@ from torch import Tensor
 from bloomlab.analysis.attribution import head_contributions, norm_scale, through_norm
 from bloomlab.errors import InputError, NumericalError, ShapeError
 from bloomlab.experiments.dataset import Dataset, dataset
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.residual_stream import (
     asked_tokens,
     require_sum,
@@ -26,8 +27,8 @@ ROUNDED = 0.1
 Part = tuple[str, int | None, int | None]  # kind, layer, head
 
 
-@dataclass(frozen=True, kw_only=True)
-class Attribution:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Attribution(Framed):
     """What each component adds to logits, or to differences of two; made by `attribute_logits`.
 
     Attributes:

@@ -8,12 +8,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bloomlab.errors import UnknownNameError
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.readings import Readings
 from bloomlab.model.cache import KVCache
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Branches:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Branches(Framed):
     """Branches of one generation; made by `compare_branches`.
 
     Attributes:

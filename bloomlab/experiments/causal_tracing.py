@@ -19,15 +19,17 @@ from bloomlab.experiments.patch_cells import STREAM, cells_of
 from bloomlab.experiments.patch_cells import groups as cell_groups
 from bloomlab.experiments.patched_runs import PatchedRuns
 from bloomlab.experiments.patching import Patching
+from bloomlab.experiments.predicted import ANSWERED, likeliest
 from bloomlab.experiments.probe_labels import spans_of
-from bloomlab.experiments.recorded import given
+from bloomlab.experiments.sweep import rows_that_fit
 
 WHERE = ("before", "after")
 WINDOWED = ("attn_out", "mlp_out")
+FAR = 1_000_003  # between the noise of two seeds
 WORDS_AT_ONCE = 2**14  # of the vocabulary
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class CausalTrace(Patching):
     """The metric with each state restored; means over samples of the noise.
 
@@ -71,14 +73,14 @@ def trace_causes(
     Args:
         model: a BLOOM with an unembedding; no hooks attached.
         texts: texts, ids [batch pos] or a dict with `attention_mask`.
-        subjects: of each text its subject's words as they stand in it, for texts; or [batch pos],
-            True for the subject's tokens.
+        subjects: of each text its subject's words as they first stand in it, for texts; or
+            [batch pos], True for the subject's tokens.
         site: "resid_pre", "resid_mid", "resid_post", "attn_out" or "mlp_out".
         metric: as in `patch_activations`.
         where: noise is added "before" the embedding LayerNorm, which rescales it, or "after" it,
             to what layer 0 reads.
-        answers: token ids [batch], or [batch 2] for "logit_difference"; None: what the clean run
-            finds likeliest.
+        answers: tokens (ids or texts) [batch], or [batch 2] for "logit_difference"; None: what the
+            clean run finds likeliest.
         positions: columns whose logits the metric sees.
         noise: its standard deviation, in standard deviations of all tokens' embeddings there.
         samples: draws of the noise, which all texts and states share.
@@ -111,8 +113,8 @@ def trace_causes(
         tokens=data.tokens.repeat_interleave(samples, 0),
         mask=None if data.mask is None else data.mask.repeat_interleave(samples, 0),
     )
-    if answers is None and metric in ("probability", "cross_entropy", "accuracy"):
-        answers = _likeliest(model, data, positions)
+    if answers is None and metric in ANSWERED:
+        answers = likeliest(model, data, positions, rows or rows_that_fit(model, data))
     if answers is not None:
         answers = torch.as_tensor(answers).repeat_interleave(samples, 0)
     pair = Contrast.of(
@@ -186,7 +188,7 @@ def _noise(
     for i, row in enumerate(rows):
         at = subject[row // samples].cpu()
         # a text's noise is the same alone and in any batch
-        source = torch.Generator().manual_seed(seed + row % samples)
+        source = torch.Generator().manual_seed(seed * FAR + row % samples)
         found[i, at] = torch.randn(int(at.sum()), width, generator=source)
     return found
 
@@ -200,11 +202,3 @@ def _spread(model: Any, where: str) -> float:
         n, total = n + value.numel(), total + float(value.sum())
         squares += float(value.square().sum())
     return (squares / n - (total / n) ** 2) ** 0.5
-
-
-def _likeliest(model: Any, data: Dataset, positions: Any) -> Tensor:
-    found = torch.as_tensor(positions).reshape(-1)
-    if positions is None or len(found) != 1:
-        raise InputError(f"positions is {positions!r}: without answers, name one position.")
-    stream = model.backbone(data.tokens, attention_mask=given(data.mask), use_cache=False).last
-    return model.unembed(stream[:, int(found[0])]).argmax(-1)

@@ -6,7 +6,7 @@ arXiv:2504.13151, for the area over sizes).
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,13 @@ import torch
 
 from bloomlab.errors import InputError
 from bloomlab.experiments.contrast import Contrast, Effects
-from bloomlab.experiments.edge_runs import EdgeRuns
+from bloomlab.experiments.edge_runs import EdgeRuns, rows_of_edges
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.graph import Graph
 
-AT_ONCE = 2**26  # numbers of what writers changed
 
-
-@dataclass(frozen=True, kw_only=True)
-class CircuitScores:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class CircuitScores(Framed):
     """What is left of the metric with a circuit alone, and without it.
 
     Attributes:
@@ -87,7 +86,7 @@ def evaluate_circuits(
     rows: int | None = None,
     progress: bool = True,
 ) -> CircuitScores:
-    """Faithfulness and completeness of circuits: sets of edges.
+    """Faithfulness (1 is best) and completeness (0 is best) of circuits: sets of edges.
 
     Args:
         model: a BLOOM with an unembedding; no hooks attached.
@@ -123,25 +122,24 @@ def evaluate_circuits(
     if not named:
         raise InputError("there are no circuits. Give edges, or {name: edges, ...}.")
     masks = [graph.mask(edges) for edges in named.values()]
-    masks = [*(graph.exists & ~mask for mask in masks), *masks]
+    masks = [*(graph.exists & ~mask for mask in masks), *masks, graph.exists]
+    pair = replace(pair, at_once=rows_of_edges(pair, graph))
 
     def runs(examples: slice, **fields: Any) -> EdgeRuns:
         return EdgeRuns(model=model, graph=graph, norms=norms, **fields)
 
     def together(most: int) -> Iterable[list[int]]:
-        row = len(pair.clean) * pair.n_pos * len(graph.senders) * model.config.hidden_size
-        size = max(1, min(most, AT_ONCE // row))
         every = list(range(len(masks)))
-        yield from (every[i : i + size] for i in range(0, len(every), size))
+        yield from (every[i : i + most] for i in range(0, len(every), most))
 
     found = pair.measure(masks, runs, together, progress=progress)
     values = found.pop("values")
-    # measured from the corrupted run, what is kept or left is a share of the whole
-    fields: dict[str, Any] = found | {"direction": "denoise"}
+    # measured from where all edges are patched, what is kept or left is a share of the whole
+    fields: dict[str, Any] = found | {"direction": "denoise", "corrupted": values[-1]}
     return CircuitScores(
         names=list(named),
-        sizes=[int(mask.sum()) for mask in masks[len(named) :]],
+        sizes=[int(mask.sum()) for mask in masks[len(named) : -1]],
         n_edge=int(graph.exists.sum()),
         inside=Effects(values=values[: len(named)], **fields),
-        outside=Effects(values=values[len(named) :], **fields),
+        outside=Effects(values=values[len(named) : -1], **fields),
     )

@@ -15,12 +15,13 @@ from tqdm.auto import tqdm
 
 from bloomlab.errors import InputError
 from bloomlab.experiments.contrast import Contrast
-from bloomlab.experiments.edge_runs import EdgeRuns
+from bloomlab.experiments.edge_runs import EdgeRuns, rows_of_edges
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.graph import Edge, Graph
 
 
-@dataclass(frozen=True, kw_only=True)
-class FoundCircuit:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class FoundCircuit(Framed):
     """What is left of a model's edges.
 
     Attributes:
@@ -71,7 +72,8 @@ def find_circuit(
         model: a BLOOM with an unembedding; no hooks attached.
         clean: texts, ids [batch pos] or a dict with `attention_mask`.
         corrupted: as many texts, token by token as long.
-        threshold: of the change of the metric's mean, in the metric's unit.
+        threshold: of the change of the metric's mean, up or down, in the metric's unit (Conmy et
+            al. keep an edge only if "kl" rises).
         metric: as in `patch_activations`.
         answers: as in `patch_activations`.
         positions: columns whose logits the metric sees.
@@ -100,7 +102,7 @@ def find_circuit(
     )
     graph, columns = Graph.of(model), pair.metric.columns(pair.n_pos)
     parts = []
-    for examples, base, source in pair.parts(pair.at_once):
+    for examples, base, source in pair.parts(rows_of_edges(pair, graph)):
         runs = EdgeRuns(
             model=model, base=base, source=source, graph=graph, columns=columns, norms=norms
         )

@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from bloomlab.analysis.intervals import ratio_of_means, standard_error
-from bloomlab.errors import UnknownNameError
+from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Evaluations
 from bloomlab.experiments.judge import Judge
@@ -134,17 +134,19 @@ class Contrast:
         Raises:
             UnknownNameError: no such direction or metric.
             InputError: texts that are not as long as each other (names the example), answers
-                missing, or columns that are not there.
+                missing, columns that are not there, or rows below 1.
             ShapeError: another number of texts.
         """
         if direction not in DIRECTIONS:
             raise UnknownNameError("direction", direction, DIRECTIONS)
+        if rows is not None and rows < 1:
+            raise InputError(f"rows is {rows}, expected 1 or more.")
         pair = aligned(model, clean, corrupted)
         return cls(
             model=model,
             clean=pair[0],
             corrupted=pair[1],
-            metric=Metric(metric, positions=positions, answers=answers),
+            metric=Metric(metric, positions=positions, answers=answer_ids(model, answers)),
             direction=direction,
             at_once=rows or rows_that_fit(model, pair[0]),
         )
@@ -221,3 +223,14 @@ class Contrast:
             "metric": self.metric.name,
             "evaluations": evaluations,
         }
+
+
+def answer_ids(model: Any, answers: Any) -> Any:
+    """Answers with the ids of tokens in the place of their texts.
+
+    Raises:
+        InputError: a text of several tokens.
+    """
+    if isinstance(answers, str):
+        return model.to_single_token(answers)
+    return [answer_ids(model, one) for one in answers] if isinstance(answers, list) else answers

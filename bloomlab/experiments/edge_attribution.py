@@ -22,6 +22,7 @@ from bloomlab.analysis.intervals import standard_error
 from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.experiments.contrast import Contrast
 from bloomlab.experiments.edge_runs import EdgeRuns
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.graph import Edge, Graph, strongest
 from bloomlab.experiments.judge import Judge
 from bloomlab.experiments.recorded import given
@@ -33,8 +34,8 @@ NORMED = ("hook_resid_pre", "hook_resid_mid")  # what a layer's LayerNorms get
 READ = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "mlp.hook_pre")  # what they are read into
 
 
-@dataclass(frozen=True, kw_only=True)
-class EdgeScores:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class EdgeScores(Framed):
     """A score of every edge and example: its predicted effect, in the metric's unit.
 
     Attributes:
@@ -105,8 +106,8 @@ def attribute_edges(
 
     Raises:
         UnknownNameError: no such kind, direction or metric.
-        InputError: steps below 1, a metric without derivatives, hooks attached, and as
-            `patch_paths`.
+        InputError: steps below 1, a metric without derivatives (or "kl" where it is 0), hooks
+            attached, and as `patch_paths`.
         ShapeError: another number of texts, or answers that do not fit.
         UnsupportedError: heads were pruned, or a stream that is no sum
             (apply_residual_connection_post_layernorm).
@@ -125,6 +126,11 @@ def attribute_edges(
         direction=direction,
         rows=rows,
     )
+    if pair.metric.needs_clean and direction == "noise" and (kind == "eap" or steps == 1):
+        raise InputError(
+            "the derivative of 'kl' is 0 at the clean run. Take kind='eap_ig' with several steps, "
+            "direction='denoise', or another metric."
+        )
     graph = Graph.of(model)
     shares = [step / steps for step in range(1, steps + 1)] if kind == "eap_ig" else [1.0]
     at_once = max(1, min(pair.at_once, AT_ONCE // (pair.n_pos * graph.exists.shape[1])))

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bloomlab.analysis.attribution import norm_scale
 from bloomlab.errors import UnknownNameError
+from bloomlab.experiments.contrast import Contrast
 from bloomlab.experiments.dataset import Dataset
 from bloomlab.experiments.edits import Evaluations
 from bloomlab.experiments.graph import EMBED, READS, Graph
@@ -25,6 +26,7 @@ from bloomlab.experiments.resume import require_bare
 
 NORMS = ("live", "frozen")
 POINTS: tuple[str, ...] = ("hook_resid_pre", "hook_resid_post", "attn.hook_z", "hook_mlp_out")
+AT_ONCE = 2**26  # numbers of what writers changed
 SCALES = ("ln1.hook_scale", "ln2.hook_scale")
 
 
@@ -97,6 +99,7 @@ class EdgeRuns:
             resid = resid + change[:, self.columns, 0]
         return self._normed(resid, len(patched))
 
+    @torch.no_grad()
     def written(self, run: Mapping[str, dict[int, Tensor]], sender: int) -> Tensor:
         """What a writer wrote in a run, [batch pos d_model]."""
         name, layer = self.graph.senders[sender], int(self.graph.sender_layers[sender])
@@ -119,6 +122,12 @@ class EdgeRuns:
         scale = norm_scale(final, norm.eps)[..., None].repeat(n_run, 1, 1)
         with self.model.hooks(fwd_hooks=[("ln_final.hook_scale", _put(scale))]):
             return norm(resid)
+
+
+def rows_of_edges(pair: Contrast, graph: Graph) -> int:
+    """Rows in a forward when all writers' changes are kept, at most `pair.at_once`."""
+    row = pair.n_pos * len(graph.senders) * pair.model.config.hidden_size
+    return max(1, min(pair.at_once, AT_ONCE // row))
 
 
 class _Patched:

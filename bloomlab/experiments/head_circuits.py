@@ -21,13 +21,14 @@ from bloomlab.analysis.circuits import (
     random_composition,
 )
 from bloomlab.errors import UnknownNameError
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.residual_stream import require_sum, require_unembedding, token_ids
 
 AT_ONCE = 2**22  # numbers of a part of the embedding table
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeadCircuits:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class HeadCircuits(Framed):
     """Eigenvalues of every head's circuits; made by `head_circuits`.
 
     Attributes:

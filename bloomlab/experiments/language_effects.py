@@ -13,12 +13,13 @@ from torch import Tensor
 from bloomlab.analysis.intervals import standard_error
 from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.experiments.dataset import Dataset, dataset
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.language_neurons import ROWS, LanguageNeurons, Neuron, deactivate
 from bloomlab.experiments.metrics import Metric
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LanguageEffects:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LanguageEffects(Framed):
     """Changes of the loss on each language's texts; made by `language_effects`.
 
     Attributes:

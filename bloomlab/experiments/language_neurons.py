@@ -16,6 +16,7 @@ from torch import Tensor
 from bloomlab.analysis.language_neurons import activation_entropy, select_language_neurons
 from bloomlab.errors import InputError, UnknownNameError, UnsupportedError
 from bloomlab.experiments.dataset import Dataset, dataset
+from bloomlab.experiments.framed import Framed
 from bloomlab.interventions import Intervention, Spot
 
 ROWS = 16  # texts in a forward
@@ -23,8 +24,8 @@ ROWS = 16  # texts in a forward
 Neuron = tuple[int, int]  # layer, number
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LanguageNeurons:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class LanguageNeurons(Framed):
     """Which neurons are which language's; made by `language_neurons`.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bloomlab.analysis.lens import Reading, ReadOut, read_streams
 from bloomlab.experiments.dataset import dataset
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.residual_stream import (
     LOGITS_AT_ONCE,
     Place,
@@ -25,8 +26,8 @@ from bloomlab.experiments.tuned_lens import TunedLens
 from bloomlab.printable import printable_tokens
 
 
-@dataclass(frozen=True, kw_only=True)
-class Lens:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Lens(Framed):
     """Predictions of every attended token's stream at every place; made by `logit_lens`.
 
     Attributes:

@@ -64,7 +64,10 @@ class Metric:
         self.function = metric if callable(metric) else None
         self.positions, self.answers = positions, answers
         if answers is not None and (self.function or metric == "kl"):
-            raise InputError(f"metric {self.name!r} takes no answers.")
+            raise InputError(
+                f"metric {self.name!r} takes no answers. Leave them out, or take another metric, "
+                "such as 'logit_difference'."
+            )
         if answers is None and metric == "logit_difference":
             raise InputError(
                 "logit_difference needs answers=[batch 2]: the right and the wrong token of each "
@@ -106,8 +109,10 @@ class Metric:
         if self.answers is not None:
             return self._answers(data, columns)
         if self.name == "kl":
-            ids = data.tokens[:, columns]
-            return Target(ids=ids, counts=data.attended[:, columns])
+            counts = data.attended[:, columns]
+            if lacking := (~counts.any(-1)).nonzero()[:, 0].tolist():
+                raise InputError(_padding(self.positions, lacking[0]))
+            return Target(ids=data.tokens[:, columns], counts=counts)
         after = F.pad(data.tokens, (0, 1))[:, 1:][:, columns]
         attended = data.attended
         counts = attended[:, columns] & F.pad(attended, (0, 1))[:, 1:][:, columns]
@@ -128,6 +133,8 @@ class Metric:
                 f"answers stand at one position, but positions={self.positions!r} names "
                 f"{len(columns)}. Give positions=-1, or another."
             )
+        if lacking := (~data.attended[:, columns[0]]).nonzero()[:, 0].tolist():
+            raise InputError(_padding(self.positions, lacking[0]))
         return Target(
             ids=ids[:, None], counts=torch.ones_like(data.tokens[:, :1], dtype=torch.bool)
         )
@@ -169,6 +176,13 @@ class Metric:
                 "for each example."
             )
         return got.to(torch.promote_types(got.dtype, torch.float32))
+
+
+def _padding(positions: Any, example: int) -> str:
+    return (
+        f"positions is {positions!r}, which is padding in example {example}. Pad texts on the left "
+        "(`model.to_tokens` does), so that their last tokens stand in one column."
+    )
 
 
 def _mean_over_positions(

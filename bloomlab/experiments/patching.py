@@ -16,12 +16,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bloomlab.experiments.contrast import Contrast, Effects
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.patch_cells import Cell, axes_of, cells_of, groups
 from bloomlab.experiments.patched_runs import PatchedRuns
 
 
-@dataclass(frozen=True, kw_only=True)
-class Patching(Effects):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Patching(Framed, Effects):
     """The metric of patched runs, for every cell and example.
 
     Attributes:
@@ -88,7 +89,8 @@ def patch_activations(
         site: what is patched.
         metric: "logit_difference", "probability", "cross_entropy", "kl" (from the clean run),
             "accuracy" or a function (logits [batch pos vocab], tokens [batch pos]) -> [batch].
-        answers: token ids [batch], or [batch 2] of right and wrong ones for "logit_difference".
+        answers: tokens (ids or texts) [batch], or [batch 2] of right and wrong ones for
+            "logit_difference".
         positions: columns whose logits the metric sees: None all, -1 the last, or several. Next
             tokens, where the metric asks for them, are the clean text's.
         by: how finely the site is cut.

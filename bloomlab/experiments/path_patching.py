@@ -16,11 +16,12 @@ import torch
 
 from bloomlab.experiments.contrast import Contrast, Effects
 from bloomlab.experiments.edge_runs import EdgeRuns
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.graph import Edge, Graph, strongest
 
 
-@dataclass(frozen=True, kw_only=True)
-class PathPatching(Effects):
+@dataclass(frozen=True, kw_only=True, repr=False)
+class PathPatching(Framed, Effects):
     """The metric with each edge patched alone, for every example.
 
     Attributes:

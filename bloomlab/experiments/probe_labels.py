@@ -39,7 +39,13 @@ class Labelled:
 
 
 def label_examples(
-    model: Any, texts: Any, labels: Any, *, spans: Any = None, attention_mask: Any = None
+    model: Any,
+    texts: Any,
+    labels: Any,
+    *,
+    spans: Any = None,
+    attention_mask: Any = None,
+    fitting: bool = True,
 ) -> Labelled:
     """Texts and labels as examples; what has the label None is left out.
 
@@ -51,10 +57,12 @@ def label_examples(
             [batch pos] too, -100 for none.
         spans: for each text (start, stop) characters, or its words in order; see `word_spans`.
         attention_mask: [batch pos], 0 for padding.
+        fitting: whether probes are to be fitted on them; else any classes will do.
 
     Raises:
-        InputError: labels that do not match (names the text), spans without a token, fewer than
-            two classes, or classes with one example; `without_rare` drops those.
+        InputError: labels that do not match (names the text), spans without a token, no labels;
+            for fitting fewer than two classes, or classes with one example, which `without_rare`
+            drops.
         TokenizerError: spans, but no tokenizer.
     """
     data = dataset(model, texts, attention_mask)
@@ -79,7 +87,7 @@ def label_examples(
     kept = torch.tensor([label is not None for label in flat], dtype=torch.bool)
     found = Spans(text=found.text[kept], first=found.first[kept], last=found.last[kept])
     names = [label for label in flat if label is not None]
-    classes = _classes(names, found)
+    classes = _classes(names, found, fitting=fitting)
     at = {name: i for i, name in enumerate(classes)}
     return Labelled(
         data=data,
@@ -133,7 +141,13 @@ def _by_text(data: Dataset, labels: Any) -> list[Any]:
             pairs = [zip(row, seen, strict=True) for row, seen in rows]
             return [[None if x == NO_LABEL else x for x, on in row if on] for row in pairs]
         labels = values.tolist()
-    return [list(one) if isinstance(one, list | tuple) else one for one in labels]
+    nested = [list(one) if isinstance(one, list | tuple) else one for one in labels]
+    return [[*map(_plain, one)] if isinstance(one, list) else _plain(one) for one in nested]
+
+
+def _plain(label: Any) -> Any:
+    """Numbers of numpy as Python's."""
+    return label.item() if isinstance(label, np.generic) else label
 
 
 def _of_tokens(data: Dataset, labels: list[list[Any]]) -> tuple[Spans, list[Any]]:
@@ -200,12 +214,14 @@ def _trimmed(text: str, offsets: list[tuple[int, int]]) -> tuple[Any, Any]:
     return np.array(starts), np.array([b for _, b in offsets])
 
 
-def _classes(names: list[Any], spans: Spans) -> tuple[Any, ...]:
+def _classes(names: list[Any], spans: Spans, *, fitting: bool) -> tuple[Any, ...]:
     if bad := [name for name in names if not isinstance(name, str | int)]:
         raise InputError(f"a label is {bad[0]!r}, expected a name, a whole number or None.")
     if len({isinstance(name, str) for name in names}) > 1:
         raise InputError("some labels are names and some numbers, expected one or the other.")
     count = Counter(names)
+    if not fitting and count:
+        return tuple(sorted(count))
     if len(count) < 2:
         raise InputError(f"labels are of {len(count)} classes {sorted(count)}, expected 2 or more.")
     if alone := [name for name in sorted(count) if count[name] == 1]:

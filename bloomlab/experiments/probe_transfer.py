@@ -46,10 +46,12 @@ def transfer_probes(
 
     Raises:
         InputError: labels that do not match the texts (names the text), or of another unit than the
-            probes' (token, span or text).
+            probes' (token, span or text); a head that the model lacks.
         ShapeError: a model of another width.
     """
-    given = label_examples(model, texts, labels, spans=spans, attention_mask=attention_mask)
+    given = label_examples(
+        model, texts, labels, spans=spans, attention_mask=attention_mask, fitting=False
+    )
     if given.unit != probes.unit:
         raise InputError(
             f"these labels are one a {given.unit}, but the probes were fitted on one a "
@@ -66,8 +68,11 @@ def transfer_probes(
         values = seen[point.name]
         here = (point.site, point.layer)
         heads = [head for site, layer, head in probes.fitted if (site, layer) == here]
-        for index, head in enumerate(heads):
-            features = values.flatten(1) if head is None else values[:, index]
+        for head in heads:
+            if head is None or point.layer is None:
+                features = values.flatten(1)
+            else:  # heads of a pruned model keep their numbers
+                features = values[:, model.blocks[point.layer].attn.index([head])[0]]
             logits = probes.read(features, point.layer, site=point.site, head=head)
             right = (logits.argmax(-1) == true).double()
             sums = torch.zeros(int(text.max()) + 1, 2, dtype=torch.float64)

@@ -12,6 +12,7 @@ from torch import Tensor
 from bloomlab.analysis.linear_probe import LinearProbe
 from bloomlab.analysis.probes import OnlineCode
 from bloomlab.errors import InputError, UnknownNameError
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.probe_scores import Tested
 from bloomlab.experiments.sites import Point
 
@@ -37,8 +38,8 @@ class Fitted:
     code: OnlineCode | None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Probes:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Probes(Framed):
     """Probes at every layer (and head) of the asked sites; made by `probe`.
 
     Attributes:
@@ -116,7 +117,7 @@ class Probes:
         site: str | None = None,
         head: int | None = None,
     ) -> Float[Tensor, "*lead class"]:
-        """What a probe gives each class for new activations: logits; their softmax, if logistic.
+        """Logits of each class for new activations; of a logistic probe log-odds, up to a constant.
 
         Raises:
             ShapeError: vectors of another width.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from bloomlab.analysis.linear_probe import LinearProbe, ProbeFitter, check_kind
+from bloomlab.analysis.linear_probe import STRENGTHS, LinearProbe, ProbeFitter, check_kind
 from bloomlab.analysis.probes import OnlineCode, control_labels, online_code
 from bloomlab.errors import InputError
 from bloomlab.experiments.activations import Activations, collect
@@ -87,6 +87,12 @@ def probe(
     points = find_points(model, sites)
     given = label_examples(model, texts, labels, spans=spans, attention_mask=attention_mask)
     parts = split_texts(torch.unique(given.spans.text), split, seed=seed)
+    n_strength = 1 if not isinstance(kind, str) else len(strengths or STRENGTHS[kind])
+    if n_strength > 1 and not len(parts["dev"]):
+        raise InputError(
+            f"there are {n_strength} strengths and no dev text to choose one on. Give more texts, "
+            "a larger share for dev, or one strength."
+        )
     task = _Task.of(given, parts, kind=kind, strengths=strengths, seed=seed)
 
     def seen(one: Any, place: str) -> Activations:

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from bloomlab.errors import UnsupportedError
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.readouts import Key, Reader
 from bloomlab.experiments.sites import Point
 from bloomlab.model.generate import Step
@@ -23,8 +24,8 @@ from bloomlab.model.instrument import check_interventions
 from bloomlab.model.prompt import read_prompt
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Readings:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Readings(Framed):
     """Values of read-outs at the tokens of a text; made by `read_generation`.
 
     Attributes:
@@ -35,6 +36,7 @@ class Readings:
         values: [batch read *head k] by read-out and hook, of columns start ... start + read - 1.
         points: the hook points by name.
         outputs: names of the k numbers of each read-out; None: 0, 1, ...
+        heads: numbers of the heads at each hook that has some.
     """
 
     tokens: Int[Tensor, "batch pos"]
@@ -44,6 +46,7 @@ class Readings:
     values: dict[Key, Tensor]
     points: dict[str, Point]
     outputs: dict[str, tuple[Any, ...] | None]
+    heads: dict[str, tuple[int, ...]]
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -70,6 +73,7 @@ class Readings:
         )
         column = place + self.start
         labels = np.array(range(wide.shape[-1]) if names is None else names, dtype=object)
+        numbers = np.array(self.heads[key[1]])[head] if point.by_head else [None] * len(row)
         return pd.DataFrame(
             {
                 "step": np.maximum(column - self.n_prompt + 1, 0),
@@ -78,7 +82,7 @@ class Readings:
                 "token": self.tokens.cpu().numpy()[row, column],
                 "site": point.site,
                 "layer": pd.array([point.layer] * len(row), dtype="Int64"),
-                "head": pd.array(head if point.by_head else [None] * len(row), dtype="Int64"),
+                "head": pd.array(numbers, dtype="Int64"),
                 "readout": key[0],
                 "output": labels[output],
                 "value": wide.numpy()[shown].reshape(-1),
@@ -196,4 +200,5 @@ def gathered(
         values=values,
         points=reader.points,
         outputs=reader.outputs,
+        heads=reader.heads,
     )

@@ -26,12 +26,14 @@ class Readout:
             to [batch pos head k]; or one such function for each layer, and the other layers are
             not read. It must leave what it gets as it is.
         outputs: names of the k numbers; None: 0, 1, ...
+        heads: numbers of the heads that it is made for, by layer; None: any.
     """
 
     name: str
     sites: Any
     function: Any
     outputs: tuple[Any, ...] | None = None
+    heads: Mapping[Any, tuple[int, ...]] | None = None
 
     def places(self, model: Any) -> Iterator[tuple[Point, Any]]:
         """The hook points of a model, and what reads there.
@@ -57,6 +59,13 @@ class Readout:
                     f"read-out {self.name!r}: got {function!r:.60}, expected a function, or a "
                     "mapping of layers to functions."
                 )
+            if self.heads is not None and point.layer is not None:
+                there = tuple(model.blocks[point.layer].attn.heads)
+                if there != self.heads[point.layer]:
+                    raise InputError(
+                        f"read-out {self.name!r} is of heads {self.heads[point.layer]} of layer "
+                        f"{point.layer}, but the model has {there}."
+                    )
             yield point, function
 
 
@@ -119,11 +128,18 @@ def probe_readout(name: str, probes: Any, *, site: str | None = None) -> Readout
     for one, layer, head in probes.fitted:
         if one == site:
             heads.setdefault(layer, []).append(head)
+    numbers = {layer: tuple(some) for layer, some in heads.items() if None not in some}
     functions = {
         layer: partial(_probed, probes=[probes.one(layer, site=site, head=head) for head in some])
         for layer, some in heads.items()
     }
-    return Readout(name=name, sites=site, function=functions, outputs=tuple(probes.classes))
+    return Readout(
+        name=name,
+        sites=site,
+        function=functions,
+        outputs=tuple(probes.classes),
+        heads=numbers or None,
+    )
 
 
 class Reader:
@@ -139,6 +155,7 @@ class Reader:
     Attributes:
         points: the hook points by name.
         outputs: names of the numbers of each read-out, where given.
+        heads: numbers of the heads at each hook that has some.
 
     Raises:
         InputError: none, several of one name, or something else.
@@ -163,6 +180,11 @@ class Reader:
                 self.points[point.name] = point
                 self._functions[one.name, point.name] = function
         self._values: dict[Key, Tensor] = {}
+        self.heads = {
+            name: tuple(model.blocks[point.layer].attn.heads)
+            for name, point in self.points.items()
+            if point.by_head
+        }
 
     def hooks(self, start: int, step: int) -> list[tuple[str, Any]]:
         """The pairs of one step; forgets the step before."""

@@ -100,7 +100,10 @@ def asked_tokens(
     """
     if positions is None:
         return attended
-    wanted = torch.as_tensor(positions, device=attended.device).reshape(-1)
+    try:
+        wanted = torch.as_tensor(positions, device=attended.device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{name} is {positions!r:.60}, expected numbers of tokens.") from None
     lengths = attended.sum(-1, keepdim=True)
     whole = not wanted.is_floating_point() and wanted.dtype != torch.bool
     if not whole or not len(wanted) or bool(((wanted < -lengths) | (wanted >= lengths)).any()):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bloomlab.errors import InputError, ShapeError, UnknownNameError
 from bloomlab.experiments.dataset import Dataset, dataset
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.sites import Point, find_points, last_layer
 from bloomlab.interventions import Intervention, Spot, steer
 
@@ -23,8 +24,8 @@ POOLS = ("last", "mean")
 ROWS = 16  # texts in a forward
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Directions:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Directions(Framed):
     """A direction at each of some hook points; made by `mean_difference` or `probe_directions`.
 
     Attributes:

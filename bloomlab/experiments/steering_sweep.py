@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bloomlab.errors import InputError, NumericalError, ShapeError
 from bloomlab.experiments.dataset import Dataset, dataset
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.metrics import Metric, Target
 from bloomlab.experiments.sites import Point, find_points
 from bloomlab.experiments.steering import Directions
@@ -22,8 +23,8 @@ from bloomlab.experiments.steering import Directions
 ROWS = 32  # rows in a forward
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SteeringSweep:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class SteeringSweep(Framed):
     """Effects of steering, for every example; made by `steering_sweep`.
 
     Attributes:

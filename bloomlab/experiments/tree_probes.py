@@ -23,6 +23,7 @@ from bloomlab.analysis.structural import (
 from bloomlab.errors import InputError
 from bloomlab.experiments.activations import Activations, collect
 from bloomlab.experiments.dataset import dataset
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.probe_labels import spans_of
 from bloomlab.experiments.probing import EMBEDDING, random_twin, split_texts
 from bloomlab.experiments.sites import find_points
@@ -35,8 +36,8 @@ RANK = 64
 Sentences = list[Float[Tensor, "_ d"]]
 
 
-@dataclass(frozen=True, kw_only=True)
-class TreeProbes:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class TreeProbes(Framed):
     """Structural probes at a site of each layer; made by `probe_trees`.
 
     Attributes:

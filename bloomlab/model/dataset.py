@@ -38,7 +38,13 @@ class Dataset:
         return Dataset(tokens=self.tokens[start:stop], mask=mask)
 
     def chunks(self, size: int) -> Iterator[tuple[int, "Dataset"]]:
-        """The examples in groups of at most `size`, each with the number of its first."""
+        """The examples in groups of at most `size`, each with the number of its first.
+
+        Raises:
+            InputError: a size below 1.
+        """
+        if size < 1:
+            raise InputError(f"rows is {size}, expected 1 or more.")
         for start in range(0, len(self), size):
             yield start, self.rows(start, start + size)
 

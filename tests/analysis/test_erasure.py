@@ -151,3 +151,9 @@ def test_wrong_input_is_refused():
     eye = Eraser(weights=torch.eye(8).double(), mean=torch.zeros(8).double(), rank=0)
     with pytest.raises(ShapeError, match="expected"):
         eye(torch.zeros(2, 7))
+
+
+@pytest.mark.parametrize("labels", [["a", "b"], (0, 1), torch.zeros(2, 2)])
+def test_labels_that_are_no_tensor_of_numbers_are_refused(labels):
+    with pytest.raises(InputError, match="expected a tensor of one whole number"):
+        leace(torch.randn(2, 3), labels)

@@ -8,6 +8,7 @@ from sklearn.cluster import KMeans
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
 from bloomlab.analysis.linear_probe import KINDS, LinearProbe, ProbeFitter
 from bloomlab.errors import InputError, ShapeError, UnknownNameError
@@ -119,6 +120,26 @@ def test_a_classifier_that_cannot_be_a_probe_is_refused():
         ProbeFitter(features, features[:0], kind=LogisticRegression(), strengths=[1.0])
     with pytest.raises(InputError, match="does not fit"):
         ProbeFitter(features, features[:0], kind=LogisticRegression()).fit(0 * labels, labels, 3)
+
+
+@pytest.mark.parametrize("n_class", [3, 4])
+def test_a_classifier_with_a_vector_for_each_pair_is_refused(n_class):
+    source = torch.Generator().manual_seed(0)
+    features = torch.randn(200, 10, generator=source)
+    labels = features[:, :n_class].argmax(1)
+    fitter = ProbeFitter(features, features[:0], kind=SVC(kernel="linear"))
+    with pytest.raises(InputError, match="vectors that do not stand for its"):
+        fitter.fit(labels, labels[:0], n_class)
+
+
+@pytest.mark.parametrize(
+    ("kind", "strengths", "match"),
+    [("logistic", [0.0], "above 0"), ("ridge", [-1.0], "above 0"), ("linear", [1.0], "no penalty")],
+)
+def test_strengths_that_are_none_are_refused(kind, strengths, match):
+    features, _ = drawn()
+    with pytest.raises(InputError, match=match):
+        ProbeFitter(features, features, kind=kind, strengths=strengths)
 
 
 def test_what_cannot_be_is_refused():

@@ -116,11 +116,23 @@ def test_a_frame_says_how_much_is_lost(models):
         ({"keys": 4, "queries": 2}, InputError, "see none of the keys"),
         ({"keys": [0, 1], "queries": 1}, InputError, "column 1 of text 0 would see nothing"),
         ({"keys": torch.ones(2, 3).bool()}, ShapeError, "keys"),
+        ({"keys": "word"}, InputError, "keys is 'word'"),
+        ({"keys": torch.eye(6)[[0, 5]].bool(), "queries": 2}, InputError, "in text 1 the queries"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(models, options, error, match):
     with pytest.raises(error, match=match):
         knock_out_attention(models[1], IDS, **({"keys": 0} | OPTIONS | options))
+
+
+@torch.no_grad()
+def test_the_answer_is_the_models_own_where_none_is_given(models):
+    best = models[1](IDS).logits[:, -1].argmax(-1)
+    found, same = (
+        knock_out_attention(models[1], IDS, keys=0, answers=answers, progress=False)
+        for answers in (None, best)
+    )
+    assert torch.equal(found.values, same.values)
 
 
 @torch.no_grad()

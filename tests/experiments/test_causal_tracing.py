@@ -164,6 +164,23 @@ def test_what_cannot_be_traced_is_refused(models, options, error, match):
         trace_causes(models[1], IDS, **given)
 
 
+def test_other_seeds_are_other_noise(models):
+    same = trace_causes(models[1], IDS, SUBJECT, where="after", seed=0, **OPTIONS)
+    assert torch.equal(
+        same.corrupted,
+        trace_causes(models[1], IDS, SUBJECT, where="after", seed=0, **OPTIONS).corrupted,
+    )
+    one = OPTIONS | {"samples": 1}
+    first, second = (
+        trace_causes(models[1], IDS, SUBJECT, where="after", seed=s, **one).corrupted
+        for s in (0, 1)
+    )
+    assert not torch.isclose(first, second).any()
+    # the second draw of one seed is not the first of the next
+    both = trace_causes(models[1], IDS, SUBJECT, where="after", seed=0, **OPTIONS).corrupted
+    assert not torch.isclose(2 * both - first, second).any()
+
+
 def test_a_subject_that_is_not_in_its_text_is_named(demo):
     with pytest.raises(InputError, match="text 0: the word 'castle' is not in"):
         trace_causes(demo, ["The bridge is"], ["castle"], where="after")

@@ -90,6 +90,7 @@ def test_scores_are_the_derivatives_at_each_readers_input(
     assert found.edges == Graph.of(ours).edges
     expected = torch.stack([expected[edge] for edge in found.edges])
     torch.testing.assert_close(found.values, expected, atol=1e-9, rtol=1e-9)
+    assert not found.values.requires_grad
     assert found.frame.score.tolist() == pytest.approx(expected.mean(1).tolist())
 
 
@@ -185,6 +186,8 @@ def test_edges_that_lead_nowhere_are_dropped():
     [
         ({"kind": "acdc"}, UnknownNameError, "kind 'acdc'"),
         ({"steps": 0}, InputError, "steps is 0"),
+        ({"metric": "kl", "answers": None, "kind": "eap"}, InputError, "is 0 at the clean run"),
+        ({"metric": "kl", "answers": None, "steps": 1}, InputError, "is 0 at the clean run"),
         ({"metric": "accuracy", "answers": None}, InputError, "no next token there"),
         (
             {"metric": "accuracy", "answers": torch.tensor([1, 2])},

@@ -87,6 +87,36 @@ def test_padding_changes_nothing(models, texts):
     torch.testing.assert_close(found.values[at], expected, atol=1e-10, rtol=0)
 
 
+def test_frozen_norms_have_their_own_zero(models, texts):
+    ours = models[1]
+    given = {"all": Graph.of(ours).edges, "none": []}
+    found = evaluate_circuits(ours, *texts, given, norms="frozen", **QUIET).frame
+    assert found.faithfulness.tolist() == pytest.approx([1, 0], abs=1e-10)
+    assert found.completeness.tolist() == pytest.approx([0, 1], abs=1e-10)
+
+
+def test_an_answer_read_from_padding_is_refused(models, texts):
+    right = LEFT.flip(1)
+    clean, corrupted = ({"input_ids": one, "attention_mask": right} for one in texts)
+    for metric in ({}, {"metric": "kl", "answers": None}):
+        with pytest.raises(InputError, match="positions is -1, which is padding in example 0"):
+            patch_paths(models[1], clean, corrupted, **(QUIET | metric))
+
+
+def test_answers_may_be_texts(demo):
+    clean, other = "The house has a red door. The", "The house has a green door. The"
+    found = patch_paths(
+        demo, clean, other, answers=[[" red", " green"]], senders="L0H0", receivers="logits",
+        progress=False,
+    )  # fmt: skip
+    ids = [[demo.to_single_token(" red"), demo.to_single_token(" green")]]
+    same = patch_paths(
+        demo, clean, other, answers=ids, senders="L0H0", receivers="logits", progress=False
+    )
+    assert torch.equal(found.values, same.values)
+    assert repr(found).startswith("PathPatching: .frame\n  sender receiver")
+
+
 def test_many_rows_and_few_give_the_same(models, texts):
     ours = models[1]
     one, many = (patch_paths(ours, *texts, rows=rows, **QUIET).values for rows in (1, 40))
@@ -179,6 +209,8 @@ def test_a_pruned_model_is_patched_as_the_whole_one(models, texts):
         ({"senders": "L1H0", "receivers": "L0H1.q"}, InputError, "no edge goes from"),
         ({"direction": "both"}, UnknownNameError, "direction 'both'"),
         ({"norms": "warm"}, UnknownNameError, "norms 'warm'"),
+        ({"rows": 0}, InputError, "rows is 0"),
+        ({"rows": -1}, InputError, "rows is -1"),
         ({"answers": None}, InputError, "logit_difference needs answers"),
         ({"answers": torch.tensor([1, 2])}, ShapeError, "answers"),
     ],

@@ -1,5 +1,6 @@
 """Labels laid onto tokens: by hand and by the tokenizer's own offsets."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -135,3 +136,10 @@ def test_labels_of_another_kind_are_refused(demo):
 def test_spans_need_a_tokenizer():
     with pytest.raises(TokenizerError):
         label_examples(pair()[1], TEXTS, LABELS, spans=WORDS)
+
+
+def test_numbers_of_numpy_are_numbers(demo):
+    labels = list(np.arange(4) % 2)
+    found = label_examples(demo, ["one", "two", "three", "four"], labels)
+    assert found.classes == (0, 1)
+    assert found.labels.tolist() == [0, 1, 0, 1]

@@ -4,8 +4,17 @@ import pytest
 import torch
 
 from bloomlab.errors import InputError
-from bloomlab.experiments import collect, label_examples, probe, transfer_probes, without_rare
+from bloomlab.experiments import (
+    collect,
+    label_examples,
+    probe,
+    probe_readout,
+    read_generation,
+    transfer_probes,
+    without_rare,
+)
 from bloomlab.experiments.tasks import part_of_speech
+from bloomlab.model.prune import prune_heads
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +63,36 @@ def test_the_tested_texts_of_its_own_language_give_its_own_score(demo, english):
     found = transfer_probes(english, demo, words.texts, counted, spans=words.spans)
     mine = english.frame.accuracy
     assert found.accuracy.tolist() == pytest.approx(mine.tolist(), abs=0.02)
+
+
+def test_any_classes_will_do_to_be_tested_on(demo, english):
+    words = part_of_speech("fr")
+    found = transfer_probes(english, demo, words.texts[:1], words.labels[:1], spans=words.spans[:1])
+    assert 0 <= found.accuracy.min() <= found.accuracy.max() <= 1
+
+
+def test_heads_of_a_pruned_model_are_found_by_their_numbers(demo):
+    words = part_of_speech("en")
+    labels = without_rare(words.labels)
+    pruned = prune_heads(demo, {0: [0]})
+    given = {"spans": words.spans, "sites": "blocks.0.attn.hook_z", "kind": "ridge"}
+    probes = probe(pruned, words.texts, labels, **given)
+    ours, whole = (
+        transfer_probes(probes, one, words.texts, labels, spans=words.spans)
+        for one in (pruned, demo)
+    )
+    assert ours["head"].tolist() == whole["head"].tolist() == list(range(1, 8))
+    assert ours.accuracy.tolist() == pytest.approx(whole.accuracy.tolist())
+    of_all = probe(demo, words.texts, labels, **given)
+    with pytest.raises(InputError, match="there is no L0H0"):
+        transfer_probes(of_all, pruned, words.texts, labels, spans=words.spans)
+    readout = probe_readout("tag", of_all, site="z")
+    with pytest.raises(InputError, match="is of heads"):
+        read_generation(pruned, "The old house", readout, max_new_tokens=1)
+    frame = read_generation(
+        pruned, "The old house", probe_readout("tag", probes, site="z"), max_new_tokens=1
+    ).frame
+    assert sorted(frame["head"].unique()) == list(range(1, 8))
 
 
 def test_labels_of_another_unit_are_refused(demo, english):

@@ -201,7 +201,7 @@ def test_intervals_are_wider_at_a_higher_level(planted):
         ({"sites": "resid"}, UnknownNameError, "no site 'resid'"),
         ({"split": (0.5, 0.5)}, InputError, "expected three shares that sum to 1"),
         ({"split": (1.0, 0.0, 0.0)}, InputError, "0 to test on"),
-        ({"split": (0.8, 0.0, 0.2)}, InputError, "4 strengths and 0 dev examples"),
+        ({"split": (0.8, 0.0, 0.2)}, InputError, "4 strengths and no dev text"),
         ({"labels": torch.zeros(120, 12).long()}, InputError, "1 classes"),
         ({"labels": torch.zeros(120, 11).long()}, InputError, r"labels has shape \(120, 11\)"),
     ],
