@@ -9,6 +9,7 @@ arXiv:2006.00995).
 # torch.linalg comes without types
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -54,7 +55,7 @@ class Eraser:
         return (wide - removed).to(x.dtype)
 
 
-def leace(x: Float[Tensor, "example d"], labels: Int[Tensor, " label"]) -> Eraser:
+def leace(x: Float[Tensor, "example d"], labels: Any) -> Eraser:
     """The smallest change, in mean square, after which no linear probe knows the labels.
 
     r(x) = x - W^+ P W (x - mean), with W the whitening of x and P the projection onto the range of
@@ -64,7 +65,7 @@ def leace(x: Float[Tensor, "example d"], labels: Int[Tensor, " label"]) -> Erase
 
     Args:
         x: vectors.
-        labels: class of each; any whole numbers.
+        labels: class of each, a tensor [example] of any whole numbers.
 
     Raises:
         InputError: fewer than two classes or vectors that are not finite.
@@ -87,7 +88,7 @@ def leace(x: Float[Tensor, "example d"], labels: Int[Tensor, " label"]) -> Erase
 
 def inlp(
     x: Float[Tensor, "example d"],
-    labels: Int[Tensor, " label"],
+    labels: Any,
     n_iter: int,
     *,
     strength: float = 1.0,
@@ -99,7 +100,7 @@ def inlp(
 
     Args:
         x: vectors.
-        labels: class of each; any whole numbers.
+        labels: class of each, a tensor [example] of any whole numbers.
         n_iter: number of probes; it ends earlier when no direction is left.
         strength: C of the probes, as in scikit-learn, on vectors whose standard deviation is one.
 
@@ -148,7 +149,7 @@ def _projecting_out(directions: Float[Tensor, "d rank"], mean: Float[Tensor, " d
 
 
 def _checked(
-    x: Float[Tensor, "example d"], labels: Int[Tensor, " label"]
+    x: Float[Tensor, "example d"], labels: Any
 ) -> tuple[Float[Tensor, "example d"], Int[Tensor, " example"], int]:
     """Vectors in float64, classes from 0, and their number."""
     if not isinstance(labels, Tensor) or labels.ndim != 1:

@@ -1,5 +1,6 @@
 """What a figure is given, as arrays: checked, whether it came as array, tensor or lists."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -43,3 +44,17 @@ def as_probabilities(name: str, values: object, axes: str) -> Float[np.ndarray, 
             "Attention comes from hook_pattern, not from hook_attn_scores."
         )
     return array
+
+
+def check_columns(frame: Any, names: Sequence[str]) -> None:
+    """Raise unless a data frame has rows and these columns.
+
+    Raises:
+        InputError: a column is missing, or the frame is empty.
+    """
+    if missing := [name for name in names if name not in frame]:
+        raise InputError(
+            f"the frame has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}."
+        )
+    if frame.empty:
+        raise InputError("the frame is empty: there is nothing to draw.")

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
-from bloomlab.plots.arrays import as_array
+from bloomlab.plots.arrays import as_array, check_columns
 from bloomlab.plots.tokens import axis, escape, label_room
 
 RANDOM = "random"  # the ranking that is drawn as a band
@@ -38,7 +38,7 @@ def pruning_figure(
     Raises:
         InputError: a column is missing, or the frame is empty.
     """
-    _check_columns(frame, ("dataset", "ranking", "kept", "value", "stderr"))
+    check_columns(frame, ("dataset", "ranking", "kept", "value", "stderr"))
     table: Any = frame
     datasets = list(dict.fromkeys(table["dataset"]))
     names = [name for name in dict.fromkeys(table["ranking"]) if name != RANDOM]
@@ -116,7 +116,7 @@ def head_map_figure(matrix: object, *, quantity: str, title: str = "") -> go.Fig
         zmin=low,
         zmax=top,
         colorscale=theme.DIVERGING if low < 0 else theme.SEQUENTIAL,
-        colorbar=theme.color_bar(quantity, _ticks(low, top)),
+        colorbar=theme.color_bar(quantity, theme.even_ticks(low, top)),
         hoverongaps=False,
         hovertemplate="%{y}%{x}: %{z:.4g}<extra></extra>",
     )
@@ -141,7 +141,7 @@ def ranking_figure(
     Raises:
         InputError: a column is missing, or the frame is empty.
     """
-    _check_columns(frame, ("a", "b", correlation))
+    check_columns(frame, ("a", "b", correlation))
     names = [str(name) for name in dict.fromkeys([*frame["a"], *frame["b"]])]
     values = np.eye(len(names))
     places = {name: place for place, name in enumerate(names)}
@@ -156,7 +156,7 @@ def ranking_figure(
         zmin=-1,
         zmax=1,
         colorscale=theme.DIVERGING,
-        colorbar=theme.color_bar(f"{correlation} correlation", _ticks(-1.0, 1.0)),
+        colorbar=theme.color_bar(f"{correlation} correlation", theme.even_ticks(-1.0, 1.0)),
         text=np.vectorize("{:.2f}".format)(values),
         texttemplate="%{text}",
         hoverongaps=False,
@@ -217,16 +217,3 @@ def _band(random: Any, level: float, own: dict[str, str], *, legend: bool) -> li
             **own,
         ),
     ]
-
-
-def _ticks(low: float, high: float) -> dict[float, str]:
-    return {tick: f"{tick:.3g}" for tick in np.linspace(low, high, 5).tolist()}
-
-
-def _check_columns(frame: pd.DataFrame, names: tuple[str, ...]) -> None:
-    if missing := [name for name in names if name not in frame]:
-        raise InputError(
-            f"the frame has no column {missing[0]!r}; it has {', '.join(map(str, frame.columns))}."
-        )
-    if frame.empty:
-        raise InputError("the frame is empty: there is nothing to draw.")

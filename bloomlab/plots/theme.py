@@ -136,6 +136,11 @@ def color_bar(title: str, ticks: dict[float, str]) -> dict[str, Any]:
     }
 
 
+def even_ticks(low: float, high: float) -> dict[float, str]:
+    """Five ticks of a colour bar, from end to end."""
+    return {tick: f"{tick:.3g}" for tick in np.linspace(low, high, 5).tolist()}
+
+
 def line_colors(count: int) -> list[str]:
     """`count` opaque colours in the order of the ramp, equally visible on light and dark."""
     return [_mix(RAMP, at, 1.0) for at in np.linspace(0, 1, count).tolist()]
