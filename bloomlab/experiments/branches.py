@@ -12,11 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import LogitsProcessorList
 
+from bloomlab.analysis.lens import log_probabilities
 from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.experiments.branch_results import Branches
 from bloomlab.experiments.branch_runs import BranchRun, Padding, Shifted
@@ -159,15 +160,11 @@ def _side_by_side(runs: Mapping[str, BranchRun], reference: str) -> list[dict[st
         found.append(dict.fromkeys(runs, blank))
         if reference not in logits:
             continue
-        p = _log_probabilities(logits[reference])
+        p = log_probabilities(logits[reference])
         for name, some in logits.items():
-            q = _log_probabilities(some)
+            q = log_probabilities(some)
             kl = (p.exp() * (p - q)).nan_to_num(0.0).sum(-1).clamp(min=0)
             found[-1][name] = kl.masked_fill(before[name] | before[reference], torch.nan)
-
-
-def _log_probabilities(logits: Float[Tensor, "row vocab"]) -> Float[Tensor, "row vocab"]:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
 
 
 def _results(
