@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bloomlab import analysis, errors, experiments, interventions, plots, widgets
     from bloomlab.errors import BloomlabError
+    from bloomlab.lab import Lab
     from bloomlab.model.bloom import BloomModel
     from bloomlab.model.cache import KVCache
     from bloomlab.model.config import BloomConfig
@@ -41,6 +42,7 @@ _HOMES = {
     "BloomlabError": "errors",
     "HeavyHitters": "model.policies",
     "KVCache": "model.cache",
+    "Lab": "lab",
     "Session": "session",
     "SinkWindow": "model.policies",
     "Trace": "trace",
@@ -64,6 +66,7 @@ __all__ = [
     "BloomlabError",
     "HeavyHitters",
     "KVCache",
+    "Lab",
     "Session",
     "SinkWindow",
     "Trace",

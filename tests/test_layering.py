@@ -14,7 +14,7 @@ ROOT = PACKAGE.parent
 PUBLIC = ""  # bloomlab/__init__.py, which lends the public names of all layers
 GROUND = {"errors", "tokens", "printable"}  # every layer may use these
 MODEL = {"model", "sizes"}
-STUDY = MODEL | {"trace", "interventions", "session", "analysis"}
+STUDY = MODEL | {"trace", "interventions", "analysis"}
 LAYERS = {  # a module or folder of the package -> what else of the package it may import
     "errors": set(),
     "printable": {"errors"},
@@ -25,7 +25,7 @@ LAYERS = {  # a module or folder of the package -> what else of the package it m
     "trace": GROUND | MODEL,
     "schedule": GROUND | MODEL,
     "interventions": GROUND | MODEL | {"schedule"},
-    "session": GROUND | MODEL | {"trace", "interventions"},
+    "session": GROUND | STUDY | {"experiments"},
     "parallel": GROUND | MODEL | {"machine"},
     "analysis": GROUND,
     "plots": GROUND,
@@ -37,6 +37,7 @@ LAYERS = {  # a module or folder of the package -> what else of the package it m
     "describe": GROUND | MODEL | {"machine"},
     "bench": GROUND | MODEL | {"machine", PUBLIC},
     "__main__": {"cli"},
+    "lab": GROUND | {"session", "widgets"},
     "cli": GROUND | STUDY | {"experiments", "parallel", "machine", "describe", "bench", PUBLIC},
 }
 NEVER = {  # what a layer may not reach, in no number of steps

@@ -1,0 +1,23 @@
+"""Lab: everything at once, for people who do not want to write code."""
+
+from typing import Any
+
+from bloomlab.session import Session
+from bloomlab.widgets.lab import LabView
+
+
+class Lab(LabView):
+    """A prompt, all heads, and every view of them, in one: `bl.Lab(bl.load("demo"))`.
+
+    Args:
+        model: a BloomForCausalLM with its tokenizer, or a Session.
+        prompt: where to start.
+
+    Attributes:
+        session: what all views share; `lab.session.edits`, `lab.session.run()` are for the next
+            cell.
+    """
+
+    def __init__(self, model: Any, prompt: str = "The cat sat on the mat. The cat sat on") -> None:
+        session = model if isinstance(model, Session) else Session(model, prompt)
+        super().__init__(session)

@@ -1,0 +1,186 @@
+"""A generation under the cache, step by step, and branches that go on from one of its steps."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bloomlab.errors import InputError
+from bloomlab.experiments.readings import read_stream
+from bloomlab.model.cache import KVCache
+from bloomlab.printable import printable_tokens
+from bloomlab.session.edits import Edits
+
+KEPT = 512  # likeliest tokens of each step
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GeneratedStep:
+    """One token, and how it came about.
+
+    Attributes:
+        token: its id.
+        label: printable.
+        ids: the likeliest next tokens, at most 512.
+        logits: theirs, before temperature and truncation.
+        entropy: of the whole distribution, in nats.
+        probability: of the token.
+        seconds: time of the step; of a step taken over from another branch, that step's.
+        rows: attention of the query that made the token, before the head mask.
+        readings: values of read-outs at that query, by read-out and hook.
+    """
+
+    token: int
+    label: str
+    ids: Int[np.ndarray, " top"]
+    logits: Float[np.ndarray, " top"]
+    entropy: float
+    probability: float
+    seconds: float
+    rows: Float[np.ndarray, "layer head key"]
+    readings: dict[str, list[float]]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Generated:
+    """A prompt and what followed.
+
+    Attributes:
+        name: of the branch.
+        prompt: its ids.
+        steps: one a token.
+        cache: keys and values of everything but the last token.
+        parent: name of the branch that it left; "" for the first.
+        since: step from which it goes its own way.
+        edits: in force from there on.
+    """
+
+    name: str
+    prompt: Int[Tensor, "1 pos"]
+    steps: list[GeneratedStep]
+    cache: KVCache
+    parent: str
+    since: int
+    edits: Edits
+
+    @property
+    def ids(self) -> list[int]:
+        """Prompt and generated tokens."""
+        return [*self.prompt[0].tolist(), *(step.token for step in self.steps)]
+
+
+class _Rows:
+    """Keeps the attention of the last query of every forward; an intervention that edits nothing."""
+
+    enters_cache = True
+    counts = False
+
+    def __init__(self, n_layer: int, n_head: int, kept: Sequence[Sequence[int]]) -> None:
+        self.shape, self.kept = (n_layer, n_head), kept
+        self.rows: Tensor | None = None
+
+    def hooks(self, start: int = 0, step: int = 0) -> list[tuple[str, Any]]:
+        """One reading hook for each layer; a prompt's other queries are dropped layer by layer."""
+
+        def keep(pattern: Tensor, hook: Any) -> None:
+            layer = int(hook.name.split(".")[1])
+            if layer == 0 or self.rows is None:
+                self.rows = torch.zeros(*self.shape, pattern.shape[-1])
+            self.rows[layer, list(self.kept[layer])] = pattern[0, :, -1].float().cpu()
+
+        keep.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]  # functions have it
+        return [(f"blocks.{layer}.attn.hook_pattern", keep) for layer in range(self.shape[0])]
+
+
+def generate(
+    model: Any,
+    prompt: Int[Tensor, "1 pos"],
+    *,
+    name: str,
+    edits: Edits,
+    means: list[Float[Tensor, "head d_head"]],
+    parent: Generated | None = None,
+    since: int = 0,
+    token: int | None = None,
+    readouts: Any = (),
+    max_new_tokens: int = 32,
+    **options: Any,
+) -> Generated:
+    """Generate, or go on from a step of another generation with what its cache holds.
+
+    Args:
+        model: a BLOOM with a language-model head and a tokenizer.
+        prompt: ids.
+        name: of the branch.
+        edits: in force while tokens are made (those of a parent's steps are the parent's).
+        means: of every head's output in the clean run of the prompt.
+        parent: whose steps before `since` are taken over.
+        since: step of the parent that is taken otherwise.
+        token: id taken at that step; None: what the model says under `edits`.
+        readouts: see `experiments.read_stream`.
+        max_new_tokens: in all, steps of the parent counted.
+        **options: of `model.stream`: do_sample, temperature, top_k, top_p, generator ...
+
+    Raises:
+        InputError: no such step, a token outside the vocabulary, no room for new tokens.
+    """
+    taken = [] if parent is None else parent.steps[:since]
+    if parent is not None and not 0 <= since < len(parent.steps):
+        raise InputError(
+            f"no step {since}: {parent.name!r} has steps 0 to {len(parent.steps) - 1}."
+        )
+    if token is not None and not 0 <= token < model.config.vocab_size:
+        raise InputError(f"token {token}: ids run from 0 to {model.config.vocab_size - 1}.")
+    if max_new_tokens <= since:
+        raise InputError(f"max_new_tokens is {max_new_tokens}, expected more than {since}.")
+    fed = torch.tensor([[step.token for step in taken]], dtype=torch.long, device=prompt.device)
+    text = torch.cat([prompt, fed], 1)
+    past = KVCache() if parent is None else parent.cache.fork(1).crop(text.shape[1] - 1)
+    kept = [block.attn.heads for block in model.blocks]
+    rows = _Rows(model.config.n_layer, model.config.n_head, kept)
+    forced = None if token is None else torch.tensor([token], device=prompt.device)
+    steps, begun = list(taken), time.perf_counter()
+    options = {"past_key_values": past, "forced": forced, **options}
+    options["max_new_tokens"] = max_new_tokens - since
+    found = read_stream(
+        model, text, readouts, interventions=[*edits.interventions(kept, means), rows], **options
+    )
+    for step, values in found:
+        now = time.perf_counter()
+        assert rows.rows is not None
+        steps.append(_step(model, step, rows.rows.numpy(), values, now - begun))
+        begun = now
+    return Generated(
+        name=name,
+        prompt=prompt,
+        steps=steps,
+        cache=past,
+        parent="" if parent is None else parent.name,
+        since=since,
+        edits=edits,
+    )
+
+
+def _step(model: Any, step: Any, rows: Any, values: Any, seconds: float) -> GeneratedStep:
+    logits, token = step.logits[0].float(), int(step.token[0])
+    logprob = logits.log_softmax(-1)
+    best = logits.topk(min(KEPT, len(logits)))
+    return GeneratedStep(
+        token=token,
+        label=printable_tokens(model.tokenizer, [token])[0],
+        ids=best.indices.cpu().numpy(),
+        logits=best.values.cpu().numpy(),
+        entropy=float(-(logprob.exp() * logprob).sum()),
+        probability=float(logprob[token].exp()),
+        seconds=seconds,
+        rows=rows,
+        readings={
+            f"{readout} at {hook}": value[0, -1].flatten().tolist()
+            for (readout, hook), value in values.items()
+        },
+    )

@@ -1,0 +1,106 @@
+// GenScrubber: a generation step by step under the cache, and branches from any step.
+function scrub(shell) {
+  const { wire } = shell;
+  let made = null, step = 0, playing = 0, rows = null;
+  const go = slider("step", { min: 0, max: 0, step: 1, value: 0, show: String }, (value) => { step = value; show(); });
+  const temperature = slider("temperature", { min: 0.1, max: 2, step: 0.05, value: wire.get("temperature") }, (v) => { wire.set("temperature", v); distribution(); });
+  const topK = slider("top-k", { min: 1, max: 512, step: 1, value: wire.get("top_k"), show: String }, (v) => { wire.set("top_k", v); distribution(); });
+  const topP = slider("top-p", { min: 0.05, max: 1, step: 0.01, value: wire.get("top_p") }, (v) => { wire.set("top_p", v); distribution(); });
+  const length = make("input", { type: "number", class: "bl-number", min: "1", max: "512", value: String(wire.get("max_new_tokens")), "aria-label": "new tokens" });
+  length.addEventListener("change", () => wire.set("max_new_tokens", Math.max(1, +length.value)));
+  const branch = choice("branch", [["main", "main"]], "main", (name) => fetchBranch(name));
+  const play = button("▶", "play (p)", () => toggleplay());
+  const text = new Strip(shell, { label: "prompt and generated tokens", onpick: (i) => { const s = i - made.n_prompt; if (s >= 0) { step = s; show(); } } });
+  const spark = make("div", {}), dist = make("div", { class: "bl-result" }), notes = make("div", { class: "bl-facts" });
+  const mean = toggle("mean of all heads", wire.get("mean"), (v) => { wire.set("mean", v); show(); });
+  const another = button("branch with edits", "go on from this step with the heads as they are masked now", () => another_branch(null));
+  shell.tools.append(make("label", { class: "bl-control" }, "tokens", length), button("generate", "generate from the prompt", () => generate({})), toggle("sample", wire.get("do_sample"), (v) => wire.set("do_sample", v)), play, go, branch, another, mean);
+  shell.body.append(text.el, spark, make("div", { class: "bl-bar" }, temperature, topK, topP), dist, notes);
+  shell.idle = "← → scrub · p plays · click a candidate to branch with it";
+
+  async function generate(more) {
+    const answer = await shell.ask({ op: "generate", max_new_tokens: wire.get("max_new_tokens"), do_sample: wire.get("do_sample"), temperature: wire.get("temperature"), top_k: wire.get("top_k"), top_p: wire.get("top_p"), ...more });
+    take(answer);
+  }
+
+  async function fetchBranch(name) { take(await shell.ask({ op: "branch_of", name }, { channel: "generate", keep: false })); }
+
+  async function another_branch(token) {
+    if (!made) return;
+    take(await shell.ask({ op: "branch", parent: made.name, step, token, max_new_tokens: Math.max(wire.get("max_new_tokens"), step + 1) }, { channel: "generate" }));
+  }
+
+  function take(answer) {
+    if (!answer || !answer.steps) return;
+    made = answer;
+    const logits = asFloats(answer.buffers[0]), ids = new Int32Array(answer.buffers[1].slice().buffer), wide = logits.length / answer.steps.length;
+    answer.steps.forEach((one, i) => { one.logits = logits.slice(i * wide, (i + 1) * wide); one.ids = ids.slice(i * wide, (i + 1) * wide); });
+    rows = new Map();
+    const select = branch.querySelector("select");
+    select.replaceChildren(...answer.names.map((name) => make("option", { value: name, selected: name === answer.name }, name)));
+    go.range(0, answer.steps.length - 1);
+    step = Math.min(answer.since || 0, answer.steps.length - 1);
+    text.set([...answer.prompt, ...answer.steps.map((s) => s.label)], answer.n_prompt);
+    show();
+  }
+
+  function heat() {
+    const at = made.n_prompt + step, [bytes] = [rows.get(step)];
+    if (!bytes) return text.color(Array.from({ length: at + made.steps.length - step }, () => null).map((_, i) => (i < at ? 0 : null)), at);
+    const { n_head: H, n_layer: L } = shell.facts, { layer, head: h } = shell.place, weights = new Array(made.n_prompt + made.steps.length).fill(null);
+    for (let k = 0; k < at; k++) {
+      let w = 0;
+      if (wire.get("mean")) { for (let i = 0; i < L * H; i++) w += valueOf(bytes[i * at + k]); w = Math.sqrt(w / (L * H)); } else w = bytes[(layer * H + h) * at + k] / 255;
+      weights[k] = w;
+    }
+    text.color(weights, at);
+  }
+
+  async function show() {
+    if (!made) return;
+    go.value(step);
+    const here = step;
+    if (shell.place.step !== step) { clearTimeout(shell.later); shell.later = setTimeout(() => wire.go({ step }), 200); }
+    heat();
+    distribution();
+    const colors = palette(shell.theme), x = made.steps.map((_, i) => i), lines = [{ name: "entropy (nats)", x, y: made.steps.map((s) => s.entropy), color: colors[0], points: made.steps.length < 80, onpick: (i) => { step = i; show(); } }];
+    spark.replaceChildren(chart({ label: "entropy of the next token by step", width: Math.max(300, shell.body.clientWidth - 8), height: 130, lines, xNames: made.steps.map((s) => s.label), yTitle: "nats", xTitle: "generated token", marks: [step] }));
+    const one = made.steps[step], reads = Object.entries(one.readings ?? {}).map(([name, values]) => `${name}: ${values.slice(0, 4).map(number).join(", ")}`);
+    notes.textContent = [`step ${step}: “${one.label}” · probability ${number(one.probability)} · entropy ${number(one.entropy)} nats · ${number(one.ms)} ms`, made.parent ? `${made.name} left ${made.parent} at step ${made.since}` : "", ...reads].filter(Boolean).join(" · ");
+    if (!rows.has(step)) {
+      const mine = made, answer = await shell.ask({ op: "rows", name: made.name, step }, { keep: true });
+      if (answer && made === mine) { rows.set(here, answer.buffers[0]); if (here === step) heat(); }
+    }
+  }
+
+  // Temperature, top-k and top-p act on the stored logits: nothing is asked.
+  function distribution() {
+    if (!made) return;
+    const one = made.steps[step], t = wire.get("temperature"), best = one.logits[0];
+    let odds = Array.from(one.logits, (v) => Math.exp((v - best) / t));
+    let total = odds.reduce((a, b) => a + b, 0), seen = 0;
+    const cut = odds.findIndex((v, i) => { if (i >= wire.get("top_k")) return true; seen += v; return seen - v >= wire.get("top_p") * total; });
+    if (cut > 0) odds = odds.slice(0, cut);
+    total = odds.reduce((a, b) => a + b, 0);
+    dist.replaceChildren(bars(odds.slice(0, wire.get("k")).map((v, i) => ({ label: one.labels[i] ?? `id ${one.ids[i]}`, after: v / total, note: one.ids[i] === one.token ? "taken" : "" })), { unit: "probability", picked: one.ids.indexOf(one.token), onpick: (i) => another_branch(one.ids[i]) }),
+      make("div", { class: "bl-soft" }, `${odds.length} of the ${one.logits.length} likeliest tokens are left to choose from`));
+  }
+
+  function toggleplay() {
+    if (playing) { clearInterval(playing); playing = 0; } else playing = setInterval(() => { if (!made || step >= made.steps.length - 1 || !shell.root.isConnected) return toggleplay(); step++; show(); }, 400);
+    play.textContent = playing ? "❚❚" : "▶";
+  }
+
+  shell.root.addEventListener("keydown", (e) => {
+    if (!made || /INPUT|SELECT/.test(e.target.tagName) || e.target.closest(".bl-strip")) return;
+    const by = { ArrowRight: 1, ArrowLeft: -1 }[e.key];
+    if (by) { e.preventDefault(); e.stopPropagation(); step = Math.min(made.steps.length - 1, Math.max(0, step + by)); show(); }
+    if (e.key === "p") toggleplay();
+  });
+  shell.ended.signal.addEventListener("abort", () => clearInterval(playing));
+  shell.draws.push(() => made && show());
+  let prompt = null;
+  shell.refresh = () => { if (shell.facts.prompt !== prompt) { prompt = shell.facts.prompt; made = null; generate({}); } };
+  shell.placed = () => { if (made) heat(); };
+  shell.refresh();
+}

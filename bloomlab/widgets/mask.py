@@ -1,0 +1,102 @@
+"""HeadMaskLab: heads off, scaled or averaged, and what the next token makes of it."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from bloomlab.errors import UnknownNameError
+from bloomlab.widgets.heads import heads_off, mask_without
+from bloomlab.widgets.next_tokens import next_answer
+from bloomlab.widgets.stills import bars
+from bloomlab.widgets.view import Answer, View
+
+PRESETS = ("layer", "head", "others", "invert")
+
+
+class HeadMaskLab(View):
+    """Switch heads off (click, Space), scale them (digits, slider) or let them write their mean (a).
+
+    The likeliest next tokens stand before and after, with the change of their logits and the KL of
+    the intact prediction from the edited one. The model runs again from the first edited layer
+    only. `head_mask` is the mask [layer head]; assign one to change it. `value` is the table.
+    """
+
+    name = "mask"
+
+    def defaults(self) -> dict[str, Any]:
+        """Ten tokens."""
+        return {"k": 10, "limit": 0.1}
+
+    def describe(self) -> dict[str, Any]:
+        """The heads that are off, as text."""
+        return {"off": heads_off(self.session.edits.scale)}
+
+    @property
+    def head_mask(self) -> Float[np.ndarray, "layer head"]:
+        """Factor of every head; assign another to change it."""
+        return self.session.edits.scale
+
+    @head_mask.setter
+    def head_mask(self, mask: Any) -> None:
+        self.session.edits = self.session.edits.with_mask(mask)
+
+    @property
+    def value(self) -> pd.DataFrame:
+        """The likeliest next tokens: id, label, before, after (probabilities), logits (change)."""
+        found = self.session.next_tokens(self.controls["k"])
+        columns = {"ids": "id", "labels": "label"}
+        frame = pd.DataFrame({name: v for name, v in found.items() if name != "kl"})
+        return frame.rename(columns=columns)
+
+    def answer_next(self, k: int) -> Answer:
+        """The next token."""
+        return next_answer(self.session, k)
+
+    def answer_mask(self, text: str) -> Answer:
+        """Switch off the heads of a text, all others on."""
+        self.head_mask = mask_without(text, *self.head_mask.shape)
+        return {}, []
+
+    def answer_preset(self, what: str, layer: int, head: int) -> Answer:
+        """Switch a layer, a head number, all but one head of a layer, or everything over."""
+        if what not in PRESETS:
+            raise UnknownNameError("preset", what, PRESETS)
+        mask = np.array(self.head_mask)
+        if what == "layer":
+            mask[layer] = 0
+        elif what == "head":
+            mask[:, head] = 0
+        elif what == "others":
+            mask[layer, np.arange(mask.shape[1]) != head] = 0
+        else:
+            mask = (mask == 0).astype(np.float32)
+        self.head_mask = mask
+        return {}, []
+
+    def answer_restore(self, scale: Any, mean: Any) -> Answer:
+        """Earlier edits of heads; slopes stay."""
+        edits = self.session.edits
+        self.session.edits = type(edits)(scale=scale, mean=mean, slopes=edits.slopes)
+        return {}, []
+
+    def answer_prune(self, limit: float) -> Answer:
+        """Switch off as many heads as greedy search can within a KL, in nats."""
+        self.status = "searching heads …"
+        mask = np.ones_like(self.head_mask)
+        for layer, head in self.session.least_harm(limit):
+            mask[layer, head] = 0
+        self.status = ""
+        self.head_mask = mask
+        return {}, []
+
+    def exported(self) -> list[dict[str, Any]]:
+        """The next tokens."""
+        return [{"op": "next", "k": self.controls["k"]}]
+
+    def still(self) -> bytes:
+        """The next tokens before and after."""
+        found = self.session.next_tokens(self.controls["k"])
+        off = heads_off(self.head_mask) or "none"
+        return bars(found["labels"], found["before"], found["after"], title=f"heads off: {off}")

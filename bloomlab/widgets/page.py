@@ -1,0 +1,66 @@
+"""Views as one HTML file: the same scripts, and answers in the place of a kernel."""
+
+import base64
+import html
+import json
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<meta name="viewport" content="width=device-width">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ margin: 16px; display: grid; gap: 16px; background: Canvas; color: CanvasText; }}
+{style}
+</style></head><body>
+{views}
+</body></html>
+"""
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+VIEW = """<div id="view{i}"></div>
+<script type="application/json" id="state{i}">{state}</script>
+<script type="module">
+{script}
+const state = JSON.parse(document.getElementById("state{i}").textContent);
+openPage(state, document.getElementById("view{i}"));
+</script>"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Saved:
+    """A view for a page.
+
+    Attributes:
+        script: draws it.
+        style: of all views.
+        state: its facts, controls, place and answers.
+    """
+
+    script: str
+    style: str
+    state: Mapping[str, Any]
+
+
+def packed(answers: Mapping[str, tuple[dict[str, Any], list[bytes]]]) -> dict[str, Any]:
+    """Answers by question; arrays deflated, as base64."""
+    return {
+        question: [facts, [base64.b64encode(zlib.compress(one, 9)).decode() for one in buffers]]
+        for question, (facts, buffers) in answers.items()
+    }
+
+
+def page(title: str, views: Sequence[Saved]) -> str:
+    """The file. Tokens and prompts are data in it, never markup."""
+    parts = []
+    for i, view in enumerate(views):
+        state = json.dumps(view.state, ensure_ascii=False).replace("<", "\\u003c")
+        script = view.script.replace("export default", "const entry =")
+        parts.append(VIEW.format(i=i, state=state, script=script))
+    style = views[0].style
+    return PAGE.format(
+        title=html.escape(title[:120]), policy=POLICY, style=style, views="\n".join(parts)
+    )

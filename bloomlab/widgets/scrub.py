@@ -1,0 +1,126 @@
+"""GenScrubber: a generation step by step, and branches from any of its steps."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from bloomlab.errors import UnknownNameError
+from bloomlab.widgets.pack import floats, quantised
+from bloomlab.widgets.stills import words
+from bloomlab.widgets.view import Answer, View
+
+LABELLED = 40  # candidates of a step that get a label
+
+
+class GenScrubber(View):
+    """Scrub through a generation: what each token looked at, what else might have come.
+
+    Temperature, top-k and top-p act in the browser on the 512 likeliest tokens of each step. Click
+    a candidate and the generation branches there, with what the cache holds of the steps before; or
+    branch with other heads masked. `value` is a table of the steps.
+
+    Args:
+        session: what is looked through.
+        prompt: a new prompt of the session; None leaves it.
+        readouts: probes or directions read at every step, see `experiments.probe_readout`.
+        **controls: max_new_tokens, do_sample, temperature, top_k, top_p, k (candidates shown).
+    """
+
+    name = "scrub"
+
+    def __init__(
+        self, session: Any, prompt: str | None = None, *, readouts: Any = (), **controls: Any
+    ) -> None:
+        self._readouts = readouts
+        self._shown = "main"
+        super().__init__(session, prompt, **controls)
+
+    def defaults(self) -> dict[str, Any]:
+        """Greedy, 24 tokens."""
+        return {
+            "max_new_tokens": 24,
+            "do_sample": False,
+            "temperature": 1.0,
+            "top_k": 50,
+            "top_p": 1.0,
+            "k": 10,
+            "mean": False,
+        }
+
+    @property
+    def value(self) -> pd.DataFrame:
+        """One row a step of the branch on screen: token, label, probability, entropy, seconds."""
+        made = self._branch(self._shown)
+        names = ("token", "label", "probability", "entropy", "seconds")
+        return pd.DataFrame([{n: getattr(step, n) for n in names} for step in made.steps])
+
+    def answer_generate(
+        self, max_new_tokens: int, do_sample: bool, temperature: float, top_k: int, top_p: float
+    ) -> Answer:
+        """A generation from the prompt, under the edits."""
+        self.session.generations = {}
+        options = {"max_new_tokens": max_new_tokens, "readouts": self._readouts}
+        if do_sample:
+            options |= {"do_sample": True, "temperature": temperature, "top_k": top_k}
+            options |= {"top_p": top_p}
+        return self._shown_answer(self.session.generate("main", **options))
+
+    def answer_branch(
+        self, parent: str, step: int, token: int | None, max_new_tokens: int
+    ) -> Answer:
+        """Go on from a step with another token, or with the edits as they are."""
+        made = self.session.branch(
+            parent, step, token, max_new_tokens=max_new_tokens, readouts=self._readouts
+        )
+        return self._shown_answer(made)
+
+    def answer_branch_of(self, name: str) -> Answer:
+        """A branch that was made before."""
+        return self._shown_answer(self._branch(name))
+
+    def answer_rows(self, name: str, step: int) -> Answer:
+        """Attention of every head at one step, one byte a weight."""
+        rows = self._branch(name).steps[step].rows
+        return {"shape": list(rows.shape)}, [quantised(rows).tobytes()]
+
+    def exported(self) -> list[dict[str, Any]]:
+        """The generation and the attention of its steps."""
+        names = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
+        asked = {"op": "generate"} | {name: self.controls[name] for name in names}
+        steps = range(int(self.controls["max_new_tokens"]))
+        return [asked, *({"op": "rows", "name": "main", "step": step} for step in steps)]
+
+    def still(self) -> bytes:
+        """The text; new tokens coloured by their probability."""
+        prompt = self.session.run("clean").tokens
+        made = self.session.generations.get("main")
+        new = [] if made is None else made.steps
+        weights = [*np.zeros(len(prompt)), *(step.probability for step in new)]
+        return words([*prompt, *(step.label for step in new)], np.array(weights))
+
+    def _branch(self, name: str) -> Any:
+        made = self.session.generations
+        if name not in made:
+            raise UnknownNameError("branch", name, made, where="Generate first.")
+        return made[name]
+
+    def _shown_answer(self, made: Any) -> Answer:
+        self._shown = made.name
+        run, steps = self.session.run("clean"), []
+        for step in made.steps:
+            labels = run.labels(step.ids[:LABELLED])
+            names = ("token", "label", "entropy", "probability", "readings")
+            facts = {name: getattr(step, name) for name in names}
+            steps.append({**facts, "labels": labels, "ms": 1e3 * step.seconds})
+        facts = {
+            "name": made.name,
+            "names": list(self.session.generations),
+            "parent": made.parent,
+            "since": made.since,
+            "prompt": run.tokens,
+            "n_prompt": len(run),
+            "steps": steps,
+        }
+        ids = np.stack([step.ids for step in made.steps]).astype(np.int32)
+        return facts, [floats(np.stack([step.logits for step in made.steps])), ids.tobytes()]
