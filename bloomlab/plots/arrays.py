@@ -46,6 +46,45 @@ def as_probabilities(name: str, values: object, axes: str) -> Float[np.ndarray, 
     return array
 
 
+def check_labels(
+    name: str, array: Float[np.ndarray, "..."], labels: Sequence[object], *, along: int = -1
+) -> None:
+    """Raise unless an axis of the array has one label for each place, and something is there.
+
+    Raises:
+        ShapeError: more or fewer labels.
+        InputError: nothing to draw.
+    """
+    if array.shape[along] != len(labels):
+        expected = list(array.shape)
+        expected[along] = len(labels)
+        raise ShapeError(name, got=array.shape, expected=str(tuple(expected)))
+    if not array.size:
+        raise InputError(f"{name} has shape {array.shape}: there is nothing to draw.")
+
+
+def check_pattern(name: str, shape: tuple[int, ...], tokens: Sequence[str]) -> None:
+    """Raise unless [... query key] has a token for each key, and no more queries than keys.
+
+    Raises:
+        ShapeError: it has not, or no query.
+    """
+    *lead, n_query, n_key = shape
+    if not 0 < n_query <= n_key == len(tokens):
+        expected = f"({', '.join(map(str, [*lead, 'query <= key']))}, {len(tokens)})"
+        raise ShapeError(name, got=shape, expected=expected, fix="Give one token for each key.")
+
+
+def check_top(top: int) -> None:
+    """Raise unless `top`, a number of things to draw, is 1 or more.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(top, bool) or top < 1:
+        raise InputError(f"top is {top!r}, expected 1 or more.")
+
+
 def check_columns(frame: Any, names: Sequence[str]) -> None:
     """Raise unless a data frame has rows and these columns.
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]  # it has none
 from einops import rearrange
-from jaxtyping import Float
 
-from bloomlab.errors import ShapeError
 from bloomlab.plots import theme
-from bloomlab.plots.arrays import as_probabilities
-from bloomlab.plots.tokens import axis, isolate, label_room
+from bloomlab.plots.arrays import as_probabilities, check_pattern
+from bloomlab.plots.pools import pool, ranges, starts
+from bloomlab.plots.tokens import axis, label_room
 
 _LEFT = {"constraintoward": "left"}
 _SQUARE_DOWN = {"autorange": "reversed", "scaleanchor": "x", "constraintoward": "top"}
@@ -30,14 +29,14 @@ def pattern_figure(pattern: object, tokens: Sequence[str], *, title: str = "") -
         ShapeError: if the tokens do not fit the keys, or there are more queries than keys.
     """
     pattern = as_probabilities("pattern", pattern, "query key")
-    _check_tokens("pattern", pattern.shape, tokens)
+    check_pattern("pattern", pattern.shape, tokens)
     n_query, n_key = pattern.shape
     past = n_key - n_query
-    rows, columns = _starts(n_query, theme.MAX_SIDE), _starts(n_key, theme.MAX_SIDE)
+    rows, columns = starts(n_query, theme.MAX_SIDE), starts(n_key, theme.MAX_SIDE)
     heatmap = go.Heatmap(
-        z=_pool(pattern, rows, columns),
-        x=_ranges(columns, tokens),
-        y=_ranges(rows, tokens[past:], first=past),
+        z=pool(pattern, rows, columns),
+        x=ranges(columns, tokens),
+        y=ranges(rows, tokens[past:], first=past),
         hovertemplate="%{y} → %{x}: %{z:.3g}<extra></extra>",
         **theme.attention_colors(),
     )
@@ -67,18 +66,18 @@ def head_grid_figure(
         ShapeError: if the tokens do not fit the keys, or there are more queries than keys.
     """
     patterns = as_probabilities("patterns", patterns, "layer head query key")
-    _check_tokens("patterns", patterns.shape, tokens)
+    check_pattern("patterns", patterns.shape, tokens)
     n_layer, n_head, n_query, n_key = patterns.shape
     past = n_key - n_query
     size = max(theme.SMALLEST_TILE, theme.MOSAIC // max(n_layer, n_head, 1) - 1)
-    rows, columns = _starts(n_query, size), _starts(n_key, size)
+    rows, columns = starts(n_query, size), starts(n_key, size)
     gap = max(1, len(columns) // 12)
     padding = ((0, 0), (0, 0), (0, gap), (0, gap))
-    tiles = np.pad(_pool(patterns, rows, columns), padding, constant_values=np.nan)
+    tiles = np.pad(pool(patterns, rows, columns), padding, constant_values=np.nan)
     mosaic = rearrange(tiles, "layer head query key -> (layer query) (head key)")[:-gap, :-gap]
 
-    queries = [f"query {name}<br><b>L" for name in _ranges(rows, tokens[past:], first=past)]
-    keys = [f"</b><br>key {name}" for name in _ranges(columns, tokens)]
+    queries = [f"query {name}<br><b>L" for name in ranges(rows, tokens[past:], first=past)]
+    keys = [f"</b><br>key {name}" for name in ranges(columns, tokens)]
     blank = [f" gap {i}" for i in range(gap)]
     heatmap = go.Heatmap(
         z=mosaic,
@@ -97,35 +96,3 @@ def head_grid_figure(
         "yaxis": down | _SQUARE_DOWN,
     }
     return theme.figure([heatmap], title=title, layout=layout)
-
-
-def _check_tokens(name: str, shape: tuple[int, ...], tokens: Sequence[str]) -> None:
-    *lead, n_query, n_key = shape
-    if not 0 < n_query <= n_key == len(tokens):
-        expected = f"({', '.join(map(str, [*lead, 'query <= key']))}, {len(tokens)})"
-        raise ShapeError(name, got=shape, expected=expected, fix="Give one token for each key.")
-
-
-def _pool(
-    pattern: Float[np.ndarray, "*lead query key"], rows: list[int], columns: list[int]
-) -> Float[np.ndarray, "*lead row column"]:
-    """Maximum over each pool of queries and keys."""
-    pooled = np.maximum.reduceat(np.maximum.reduceat(pattern, columns, axis=-1), rows, axis=-2)
-    return pooled.astype(np.float32)
-
-
-def _starts(length: int, size: int) -> list[int]:
-    """First index of each pool: at most `size` pools of nearly equal length."""
-    count = min(length, size)
-    return [pool * length // count for pool in range(count)]
-
-
-def _ranges(starts: list[int], tokens: Sequence[str], *, first: int = 0) -> list[str]:
-    """`12 ␣the` for a pool of one token, `12–15 ␣the … ␣cat` for a longer one."""
-    lasts = [start - 1 for start in starts[1:]] + [len(tokens) - 1]
-    return [
-        f"{first + low} {isolate(tokens[low])}"
-        if low == last
-        else f"{first + low}–{first + last} {isolate(tokens[low])} … {isolate(tokens[last])}"
-        for low, last in zip(starts, lasts, strict=True)
-    ]

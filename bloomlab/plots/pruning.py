@@ -73,6 +73,7 @@ def pruning_figure(
                     "y": 1,
                     "xref": "paper",
                     "yref": "paper",
+                    "xanchor": "center",
                     "yanchor": "bottom",
                     "showarrow": False,
                 }

@@ -4,6 +4,7 @@ The background is transparent, so each colour is seen on white and on near-black
 colour reaches a contrast of 4.5 on both (the best possible is 4.34); the opaque ones reach 4.1.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,15 +15,22 @@ INK = "#797979"  # text
 FAINT = "rgba(121,121,121,0.28)"  # grid lines
 BASELINE = "#7a7a85"  # what is compared against
 ACCENT = "#d54b05"  # what was changed
+PAPER, PAPER_INK = "#ffffff", "#3c3c3c"  # page and text of what is printed
+NODE, NODE_INK = "#63636d", "#ffffff"  # a box and its text; marks that must show on any colour
 # one luminance: opacity gives the order
 RAMP = ("#1571fe", "#6c62ff", "#9d4afd", "#db1fb1", "#d54b05")
+MARK = {"size": 8, "color": NODE_INK, "line": {"color": NODE, "width": 1.5}}
+NEGATIVE, POSITIVE = RAMP[0], RAMP[-1]
 FLOOR = 0.1  # opacity of a zero: the cell is there, and empty
+LIGHTEST, TINTED = 0.04, 0.32  # opacities of cells under text
 
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Noto Sans', 'DejaVu Sans', sans-serif"
 FONT_SIZE = 12
 TITLE_SIZE = 15
 LINE_WIDTH = 2
 MARKER_SIZE = 9
+DOT = 4  # a marker between others
+LEGEND = 24  # most lines that are named beside a plot
 
 MAX_TICKS = 48  # labels on one side of a heatmap
 MAX_TICK_CHARS = 14
@@ -34,6 +42,10 @@ LARGEST_CELL = 60  # px
 GRID_SIDE = 800  # px, the longer side of a grid of heads
 MOSAIC = 768  # cells on that side
 SMALLEST_TILE = 8  # cells
+PANEL_SIDE, MAX_PANEL = 230, 300  # px, one of several heatmaps side by side; the most it may have
+TEXT_CELL = 66  # px, width of a cell that holds a token
+NARROWEST, LOWEST = 24, 13  # px, the smallest cell that holds text
+BOX, LANE = 78, 38  # px, from one box of a graph to the next, across and down
 BAR_LENGTH = 180  # px, colour bar; the least height of a plot that has one
 CURVES = {"width": 680, "height": 400}
 BAR_NAMES = {"type": "linear", "autorange": "reversed", "ticklabelstandoff": 6}
@@ -60,8 +72,10 @@ def _wash(ramp: Sequence[str], at: float) -> str:
 _STEPS: list[float] = np.linspace(0, 1, 33).tolist()
 SEQUENTIAL = [[at, _wash(RAMP, at)] for at in _STEPS]
 SQUARE_ROOT = [[at**2, _wash(RAMP, at)] for at in _STEPS]  # so that small weights show
-DIVERGING = [[0.5 - at / 2, _wash(RAMP[:1], at)] for at in reversed(_STEPS)] + [
-    [0.5 + at / 2, _wash(RAMP[-1:], at)] for at in _STEPS
+TINT = [[at, _mix(RAMP, at, LIGHTEST + (TINTED - LIGHTEST) * at)] for at in _STEPS]  # under text
+_ZERO = _mix((INK, INK), 0.0, FLOOR)  # neither colour
+DIVERGING = [[0.5 - at / 2, _wash(RAMP[:1], at) if at else _ZERO] for at in reversed(_STEPS)] + [
+    [0.5 + at / 2, _wash(RAMP[-1:], at) if at else _ZERO] for at in _STEPS
 ]
 
 _AXIS: dict[str, Any] = {
@@ -166,6 +180,75 @@ def bars(rows: int, *, room: int) -> dict[str, Any]:
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
     height = 2.5 * PITCH * rows + 124
     return {"width": BARS + room + 60, "height": height, "margin": margin, "legend": legend}
+
+
+def signed_bars(rows: int, *, room: int) -> dict[str, Any]:
+    """Layout of horizontal bars to both sides of 0."""
+    margin = {"l": room + 20, "r": 30, "t": 48, "b": 56}
+    return {"width": SIDE + room + 50, "height": 1.5 * PITCH * rows + 104, "margin": margin}
+
+
+def timeline(steps: int, *, room: int, panels: int = 1) -> dict[str, Any]:
+    """Layout of bars or curves over tokens, their legend above them at the right."""
+    width = min(GRID_SIDE, max(CURVES["width"] - 90, 2 * PITCH * steps))
+    margin = {"l": 70, "r": 20, "t": 78, "b": room + 50}
+    height = (BARS + 30 if panels == 1 else 150 * panels) + room + 128
+    legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
+    return {"width": width + 90, "height": height, "margin": margin, "legend": legend}
+
+
+def square(*, room: int) -> dict[str, Any]:
+    """Layout of a plane, and a legend of tokens at its right."""
+    margin = {"l": 70, "r": room + 90, "t": 48, "b": 50}
+    return {"width": 500 + room + 160, "height": 500 + 98, "margin": margin}
+
+
+def boxes(columns: int, lanes: float) -> dict[str, Any]:
+    """Layout of a graph of boxes, in columns of a few of them."""
+    margin = {"l": 10, "r": 10, "t": 78, "b": 10}
+    legend = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
+    height = math.ceil(LANE * (lanes + 1)) + 88
+    return {"width": BOX * columns + 20, "height": height, "margin": margin, "legend": legend}
+
+
+def edge_width(share: float) -> float:
+    """Pixels of a line for a value that is this share of the largest."""
+    return 0.75 + 5.25 * share
+
+
+def edge_opacity(share: float) -> float:
+    """Opacity of that line."""
+    return 0.45 + 0.55 * share
+
+
+def panels(
+    rows: int, columns: int, *, count: int, room: int
+) -> tuple[dict[str, Any], list[list[float]], dict[str, Any], int]:
+    """Heatmaps with square cells side by side, and two colour bars at the right.
+
+    Layout, domain of each heatmap, place of the second bar, and most labels on a side.
+    """
+    cell = max(1, min(LARGEST_CELL, round(PANEL_SIDE / max(rows, columns))))
+    wide, high = max(columns * cell, BAR_LENGTH), rows * cell
+    gap = 24
+    width, height = count * wide + (count - 1) * gap, max(BAR_LENGTH, high)
+    lefts = [place * (wide + gap) for place in range(count)]
+    domains = [[left / width, (left + columns * cell) / width] for left in lefts]
+    layout = {
+        "width": width + room + 60 + 170,
+        "height": height + room + 74 + 50,
+        "margin": {"l": room + 60, "r": 170, "t": 74, "b": room + 50},
+        "yaxis": {"domain": [1 - high / height, 1.0]},
+    }
+    return layout, domains, {"x": 1 + 85 / width}, max(rows, columns) * cell // PITCH
+
+
+def text_cells(rows: int, columns: int, *, room: int) -> tuple[dict[str, Any], int]:
+    """Layout of a heatmap with a token in each cell, and the pixels a text has (0: too few)."""
+    cell = min(TEXT_CELL, GRID_SIDE // columns)
+    height = 3 * PITCH * min(rows, MAX_TICKS) // 2
+    layout = _framed(min(GRID_SIDE, TEXT_CELL * columns), height, left=0, below=room)
+    return layout, cell - 4 if cell >= NARROWEST and height // rows >= LOWEST else 0
 
 
 def _framed(width: int, height: int, *, left: int, below: int) -> dict[str, Any]:

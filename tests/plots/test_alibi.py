@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from bloomlab.errors import BloomlabError
-from bloomlab.plots import bias_figure, slopes_figure
+from bloomlab.plots import bias_figure, score_figure, slopes_figure, window_figure
 
 SLOPES = 2.0 ** -np.arange(1, 9)  # eight heads (Press et al.): 1/2, 1/4, ... 1/256
 
@@ -50,3 +50,53 @@ def test_a_head_without_slope_has_no_bias():
 
 def test_heads_are_told_apart_by_colour():
     assert len({line.line.color for line in bias_figure(SLOPES).data}) == 8
+
+
+def test_a_window_ends_where_the_bias_has_fallen_to_minus_log_drop():
+    figure = window_figure(SLOPES, drop=20, title="windows")
+    (points,) = figure.data
+    np.testing.assert_allclose(np.exp(-SLOPES * np.array(points.y)), 1 / 20)
+    assert list(points.x) == [f"H{head}" for head in range(8)]
+    assert figure.layout.yaxis.type == "log"
+    assert figure.layout.yaxis.title.text == "effective window (tokens)"
+    assert set(figure.layout.yaxis.ticktext) >= {"8", "512"}
+    assert figure.layout.title.text == "windows"
+
+
+def test_windows_without_end_are_refused():
+    with pytest.raises(BloomlabError, match="positive"):
+        window_figure([0.5, 0.0])
+    for drop in (1, 0.5, float("nan"), float("inf")):
+        with pytest.raises(BloomlabError, match="drop is"):
+            window_figure(SLOPES, drop=drop)
+    with pytest.raises(BloomlabError, match="empty"):
+        window_figure([])
+
+
+CONTENT, BIAS = np.array([2.0, -1.0, 0.5]), np.array([-1.0, -0.5, 0.0])
+
+
+def test_content_and_bias_are_stacked_and_their_sum_is_marked():
+    figure = score_figure(CONTENT, BIAS, ["a", "<b>", "a"], title="scores")
+    content, bias, score = figure.data
+    np.testing.assert_array_equal(content.y, CONTENT)
+    np.testing.assert_array_equal(bias.y, BIAS)
+    np.testing.assert_array_equal(score.y, CONTENT + BIAS)
+    assert figure.layout.barmode == "relative"
+    assert score.mode == "markers"
+    assert list(score.x) == list(figure.layout.xaxis.tickvals) == [0, 1, 2]
+    assert list(figure.layout.xaxis.ticktext) == ["a", "&lt;b&gt;", "a"]
+    assert len(set(score.customdata)) == 3
+    assert not any("<" in name for name in score.customdata)
+    assert figure.layout.yaxis.title.text == "score (logits)"
+
+
+def test_wrong_scores_are_refused():
+    with pytest.raises(BloomlabError, match="content has shape"):
+        score_figure(CONTENT, BIAS, ["a", "b"])
+    with pytest.raises(BloomlabError, match=r"expected \(3,\)"):
+        score_figure(CONTENT, BIAS[:2], ["a", "b", "c"])
+    with pytest.raises(BloomlabError, match="masked"):
+        score_figure([0.0, -np.inf], [0.0, 0.0], ["a", "b"])
+    with pytest.raises(BloomlabError, match="nothing to draw"):
+        score_figure([], [], [])

@@ -44,7 +44,9 @@ def test_no_grey_is_clearer_on_the_worse_page_than_the_ink():
 
 
 @pytest.mark.parametrize("page", [WHITE, BLACK])
-@pytest.mark.parametrize("scale", [theme.SEQUENTIAL, theme.SQUARE_ROOT, theme.DIVERGING[33:]])
+@pytest.mark.parametrize(
+    "scale", [theme.SEQUENTIAL, theme.SQUARE_ROOT, theme.TINT, theme.DIVERGING[33:]]
+)
 def test_a_larger_value_stands_out_more_on_light_and_on_dark(scale, page):
     seen = [contrast(color, page) for _, color in scale]
     assert all(a < b for a, b in itertools.pairwise(seen))
@@ -71,3 +73,19 @@ def test_the_page_shines_through():
 
 def test_no_button_sends_the_chart_away():
     assert "sendChartToCloud" in theme.TEMPLATE.layout.modebar.remove
+
+
+def test_no_difference_has_neither_colour():
+    (left, right) = (color for at, color in theme.DIVERGING if at == 0.5)
+    assert left == right
+    assert len(set(channels(left)[0])) == 1  # grey
+
+
+@pytest.mark.parametrize(("page", "least"), [(WHITE, 2.7), (BLACK, 3.0)])
+def test_text_in_tinted_cells_is_seen(page, least):
+    for _, color in theme.TINT:
+        rgb, alpha = channels(color)
+        cell = [alpha * c + (1 - alpha) * p for c, p in zip(rgb, page, strict=True)]
+        assert contrast(theme.INK, cell) > least
+        if page == WHITE:
+            assert contrast(theme.PAPER_INK, cell) > 4.5

@@ -2,7 +2,7 @@ import html
 
 import pytest
 
-from bloomlab.plots.tokens import axis, escape, label_room, places
+from bloomlab.plots.tokens import axis, escape, fitted, label_room, places, steps_axis
 
 HOSTILE = ["<b>bold</b>", "<s>", "a & b", "<a href='x'>", '"quoted"', "&lt;"]
 
@@ -45,3 +45,25 @@ def test_blocks_are_labelled_in_their_middle():
 
 def test_wide_letters_take_more_room():
     assert label_room(["你好"]) > label_room(["ab"]) > label_room([]) == 0
+
+
+def test_a_text_is_cut_to_its_room_before_it_is_escaped():
+    assert fitted("short", 60) == "short"
+    assert fitted("&lt;" * 9, 40) == "&lt;" * 4 + "…"
+    assert fitted("a<b", 1000) == "a&lt;b"
+    assert fitted("long", 2) == ""
+    assert len(fitted("你" * 9, 60)) < len(fitted("n" * 9, 60))
+
+
+def test_marks_take_no_room():
+    assert label_room(["e\u0301" * 4]) == label_room(["e" * 4])
+
+
+def test_the_labels_of_steps_stand_at_their_numbers():
+    made = steps_axis(["a", "<b>"], title="token")
+    assert (made["type"], made["range"]) == ("linear", [-0.5, 1.5])
+    assert dict(zip(made["tickvals"], made["ticktext"], strict=True)) == {0: "a", 1: "&lt;b&gt;"}
+
+
+def test_fewer_labels_if_asked():
+    assert axis(list("abcdefgh"), title="", most=4)["ticktext"] == list("aceg")
