@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from contextlib import ExitStack
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit
 
@@ -45,23 +46,26 @@ class Browser:
             from playwright.sync_api import sync_playwright
         except ModuleNotFoundError:
             missing("no playwright in this environment")
-        self._problems = []
-        self._profile = TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
-        program = chromium()
-        self._playwright = sync_playwright().start()
-        # Requests are recorded, not routed: Playwright turns the cache off for routes.
-        self._context = self._playwright.chromium.launch_persistent_context(
-            self._profile.name, executable_path=program, viewport=SIZE, args=CUT_OFF
-        )
+        self._problems, program = [], chromium()
+        with ExitStack() as ends:
+            profile = ends.enter_context(
+                TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
+            )
+            playwright = ends.enter_context(sync_playwright())
+            # Requests are recorded, not routed: Playwright turns the cache off for routes.
+            self._context = ends.enter_context(
+                playwright.chromium.launch_persistent_context(
+                    profile, executable_path=program, viewport=SIZE, args=CUT_OFF
+                )
+            )
+            self._ends = ends.pop_all()
         self._context.on("request", lambda request: self._check(request.url))
-        self._context.on("weberror", lambda error: self._problems.append(str(error.error)))
+        self._context.on("weberror", self._catch)
         self._context.on("console", self._hear)
         return self
 
     def __exit__(self, *_):
-        self._context.close()
-        self._playwright.stop()
-        self._profile.cleanup()
+        self._ends.close()
 
     def page(self):
         """A new, empty page."""
@@ -80,6 +84,9 @@ class Browser:
         parts = urlsplit(url)
         if parts.scheme in OUTSIDE and parts.hostname not in LOCAL:
             self._problems.append(f"blocked: {url}")
+
+    def _catch(self, thrown):
+        self._problems.append(thrown.error.stack or str(thrown.error))
 
     def _hear(self, message):
         if message.type == "error":

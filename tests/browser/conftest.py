@@ -30,17 +30,18 @@ def jupyter():
 @pytest.fixture
 def lab_page(browser, jupyter):
     """Opens a notebook, given as its cells' sources or whole, and runs it."""
-    with ExitStack() as ends:
+    with ExitStack() as kernels:  # ended once no page is left that would complain
+        with ExitStack() as pages:
 
-        def open_page(cells, *, theme=LIGHT, windowing="none"):
-            server = jupyter(windowing)
-            ends.callback(server.end_kernels)  # once the pages that would complain are closed
-            lab = LabPage(browser, server)
-            ends.callback(lab.page.close)
-            lab.open(cells if isinstance(cells, dict) else notebook(*cells), theme=theme)
-            lab.run_all()
-            return lab
+            def open_page(cells, *, theme=LIGHT, windowing="none"):
+                server = jupyter(windowing)
+                kernels.callback(server.end_kernels)
+                lab = LabPage(browser, server)
+                pages.callback(lab.page.close)
+                lab.open(cells if isinstance(cells, dict) else notebook(*cells), theme=theme)
+                lab.run_all()
+                return lab
 
-        yield open_page
+            yield open_page
         problems = browser.problems()
     assert problems == []
