@@ -9,6 +9,7 @@ from bloomlab.widgets.compare import CompareRuns
 from bloomlab.widgets.grid import HeadGrid
 from bloomlab.widgets.hidden import HiddenStates
 from bloomlab.widgets.lens import LensTable
+from bloomlab.widgets.main_thread import MainThread
 from bloomlab.widgets.mask import HeadMaskLab
 from bloomlab.widgets.scrub import GenScrubber
 from bloomlab.widgets.strip import TokenStrip
@@ -29,7 +30,7 @@ class LabView(W.VBox):
     """A prompt on top, all heads and the chosen one below it, every other view in a tab."""
 
     def __init__(self, session: Any) -> None:
-        self.session = session
+        self.session, self._main = session, MainThread()
         self.prompt = W.Textarea(
             session.prompt,
             placeholder="text for the model",
@@ -57,7 +58,7 @@ class LabView(W.VBox):
         session.observe(self._on_session, ["prompt"])
 
     def _on_prompt(self, change: Any) -> None:
-        self.session.prompt = change["new"]
+        self._main(setattr, self.session, "prompt", change["new"])
 
     def _on_run(self, change: Any) -> None:
         self.session.selection.run = change["new"]

@@ -12,6 +12,7 @@ import traitlets
 
 from bloomlab.errors import BloomlabError, InputError
 from bloomlab.widgets.heads import heads_off
+from bloomlab.widgets.main_thread import MainThread
 from bloomlab.widgets.page import Saved, packed, page
 from bloomlab.widgets.protocol import ViewSession
 
@@ -74,6 +75,7 @@ class View(anywidget.AnyWidget):
             session.prompt = prompt
         super().__init__(kind=self.name, controls={**self.defaults(), **controls})
         self._version = 0
+        self._main = MainThread()
         self._on_session(None)
         self._on_selection(None)
         session.observe(self._on_session, ["prompt", "edits"])
@@ -173,7 +175,7 @@ class View(anywidget.AnyWidget):
         state = {name: getattr(self, name) for name in ("controls", "place", "kind", "status")}
         facts = {**self.facts, "static": True}
         return Saved(
-            script=type(self)._esm,
+            script=self._esm,
             style=style(),
             state={"facts": facts, **state, "answers": packed(answers)},
         )
@@ -221,6 +223,9 @@ class View(anywidget.AnyWidget):
         self.session.selection.set(**{n: v for n, v in self.place.items() if n in PLACES})
 
     def _on_message(self, _widget: object, message: Any, _buffers: object) -> None:
+        self._main(self._on_question, message)
+
+    def _on_question(self, message: Any) -> None:
         given = dict(message)
         number = given.pop("id", None)
         found: list[Answer] = []

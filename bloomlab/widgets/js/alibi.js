@@ -11,6 +11,7 @@ function alibi(shell) {
   let data = null, row = null;
 
   async function load() {
+    row = null;
     data = await shell.ask({ op: "slopes", layer: shell.place.layer }) ?? data;
     if (!data) return;
     draw();

@@ -21,7 +21,7 @@ function grid(shell) {
   const marks = make("canvas", { class: "bl-canvas bl-over", tabindex: "0", role: "grid", "aria-label": `attention of ${L} layers by ${H} heads`, "aria-rowcount": String(L), "aria-colcount": String(H) });
   const stage = make("div", { class: "bl-stage" }, canvas, marks);
   const atlas = document.createElement("canvas");
-  let data = null, heads = [], shown = [], cell = 24, cols = H, focus = 0, over = -1, block = null;
+  let data = null, heads = [], shown = [], cell = 24, cols = H, focus = 0, over = -1, block = null, asked = false;
 
   const filter = make("input", { type: "search", class: "bl-input", placeholder: "/ filter: sink > .8 layer:3-7", "aria-label": "filter heads" });
   filter.value = wire.get("filter");
@@ -50,7 +50,8 @@ function grid(shell) {
     });
     if (kind === "importance" || sorted) {
       const found = await shell.ask({ op: "importance" }, { keep: true });
-      if (found) asFloats(found.buffers[0]).forEach((v, i) => { heads[i].importance = v; });
+      if (!found) return;
+      asFloats(found.buffers[0]).forEach((v, i) => { heads[i].importance = v; });
     }
     data = { ...answer, kind };
     arrange();
@@ -60,7 +61,7 @@ function grid(shell) {
     if (!data) return;
     const by = wire.get("sort"), { test, error } = wanted(wire.get("filter") ?? "");
     if ((by === "importance" || /importance/.test(wire.get("filter"))) && heads.every((h) => Number.isNaN(h.importance))) return load();
-    shell.say(error ?? "");
+    shell.say(error || data.trouble || "");
     for (const one of heads) one.fits = !test || test(one);
     shown = [...heads];
     if (by !== "place") shown = shown.filter((h) => h.fits).sort((a, b) => (Number.isNaN(b[by]) ? -1 : Number.isNaN(a[by]) ? 1 : by === "entropy" || by === "distance" ? a[by] - b[by] : b[by] - a[by]));
@@ -93,6 +94,7 @@ function grid(shell) {
     const full = shell.isFull ? shell.body.clientHeight : 640;
     cell = Math.max(14, Math.min(96, Math.floor((width - EDGE) / H) - 2, sorted ? 64 : Math.floor(Math.max(240, full - EDGE) / L) - 2));
     cols = sorted ? Math.max(1, Math.floor((width - EDGE) / (cell + 2))) : H;
+    marks.dataset.cell = cell;
     const rows = Math.max(1, Math.ceil(shown.length / cols)), w = EDGE + cols * (cell + 2), h = EDGE / 2 + rows * (cell + 2);
     const context = fitted(canvas, w, h);
     context.imageSmoothingEnabled = data && cell * (devicePixelRatio || 1) < data.n; // else each weight is a crisp cell
@@ -102,7 +104,7 @@ function grid(shell) {
     if (!sorted) for (let i = 0; i < H; i++) if (cell > 20 || i % 2 === 0) context.fillText(`H${i}`, EDGE + i * (cell + 2) + cell / 2, 11);
     context.textAlign = "right";
     if (!sorted) for (let i = 0; i < L; i++) context.fillText(`L${i}`, EDGE - 5, EDGE / 2 + i * (cell + 2) + cell / 2 + 4);
-    if (!data) return;
+    if (!data) return asked || ((asked = true), load());
     const { n } = data, most = Math.max(...heads.map((one) => one.importance || 0), 1e-9), at = ramp(shell.theme, wire.get("scale"));
     shown.forEach((one, k) => {
       const [x, y] = corner(k);
@@ -206,6 +208,4 @@ function grid(shell) {
   shell.draws.unshift(() => { if (theme !== shell.theme) { theme = shell.theme; recolor(); } });
   shell.placed = () => { if (run !== shell.place.run) { run = shell.place.run; load(); } focus = Math.max(0, shown.findIndex((one) => one.layer === shell.place.layer && one.head === shell.place.head)); overlay(); };
   shell.steered = () => { mode.value(wire.get("mode")); sort.value(wire.get("sort")); look.value(wire.get("scale")); filter.value = wire.get("filter"); load(); };
-  draw();
-  load();
 }

@@ -103,7 +103,7 @@ function hidden(shell) {
   }
 
   shell.draws.push(draw);
-  shell.refresh = load;
+  shell.refresh = () => { data = parts = null; load(); };
   let seen = "";
   shell.placed = () => { const now = `${shell.place.run}${wire.get("sight") === "parts" ? shell.place.query : ""}`; if (now !== seen) { seen = now; load(); } else draw(); };
   shell.steered = () => { sight.value(wire.get("sight")); load(); };

@@ -6,7 +6,9 @@ function mask(shell) {
   const cells = [];
   const result = make("div", { class: "bl-result" }), facts = make("div", { class: "bl-facts" });
   const off = make("input", { type: "text", class: "bl-input", placeholder: "L0H0 L1H4-7", "aria-label": "heads that are off" });
-  off.addEventListener("change", () => change({ op: "mask", text: off.value }));
+  const apply = () => { if (off.value.trim() !== (shell.facts.off ?? "")) change({ op: "mask", text: off.value }); };
+  off.addEventListener("change", apply);
+  off.addEventListener("keydown", (e) => e.key === "Enter" && apply());
   const limit = make("input", { type: "number", class: "bl-number", min: "0", step: "0.05", value: String(wire.get("limit")), "aria-label": "largest KL in nats" });
   limit.addEventListener("change", () => wire.set("limit", +limit.value));
   const scale = slider("scale of chosen", { min: 0, max: 2, step: 0.05, value: 1 }, (value) => { clearTimeout(shell.waits); shell.waits = setTimeout(() => change({ op: "edit", heads: [[shell.place.layer, shell.place.head]], scale: value }), 150); });
@@ -75,7 +77,7 @@ function mask(shell) {
 
   async function load() {
     show();
-    off.value = shell.facts.off ?? off.value;
+    if (document.activeElement !== off) off.value = shell.facts.off ?? ""; // not under the typing hand
     const answer = await shell.ask({ op: "next", k: wire.get("k") });
     if (!answer) return;
     const begun = performance.now();

@@ -63,7 +63,9 @@ class Shell {
     this.listen("change:status", () => this.say(model.get("status")));
     this.listen("change:facts", () => this.changed());
     this.listen("change:place", () => this.placed?.());
-    this.listen("change:controls", () => this.steered?.());
+    this.listen("change:controls", () => this.wire.setting || this.steered?.());
+    // JupyterLab's single-key shortcuts would act on the notebook: it asks the focused element itself.
+    this.root.addEventListener("focusin", (e) => e.target.setAttribute("data-lm-suppress-shortcuts", "true"));
     this.root.addEventListener("mouseleave", () => this.wire.flush());
     this.root.addEventListener("keydown", (e) => { if (e.key === "Escape" && this.isFull) this.full(); });
     this.sizes = new ResizeObserver(() => this.root.clientWidth && this.redraw());
@@ -138,6 +140,10 @@ class Shell {
 
   full() {
     const on = this.root.classList.toggle("bl-full");
+    if (on && this.root.showPopover) { // the top layer: no ancestor confines it there
+      this.root.popover = "manual";
+      this.root.showPopover();
+    } else this.root.removeAttribute("popover");
     this.root.querySelector("[aria-pressed]").setAttribute("aria-pressed", String(on));
     this.redraw();
   }

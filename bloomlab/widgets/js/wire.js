@@ -29,12 +29,16 @@ class Wire {
       return Promise.resolve(found);
     }
     const busy = this.channels.get(channel);
-    return new Promise((resolve, reject) => {
+    if (keep && busy?.key === key && !busy.later) return busy.promise;
+    const promise = new Promise((resolve, reject) => {
       const send = () => this.send(question, channel, keep ? key : "", resolve, reject);
       if (!busy) return send();
       busy.later?.drop();
       busy.later = { send, drop: () => resolve(null) };
     });
+    const now = this.channels.get(channel);
+    if (now && !now.promise) now.promise = promise;
+    return promise;
   }
 
   has(question) { return this.kept.has(this.facts().version + canonical(question)); }
@@ -42,8 +46,8 @@ class Wire {
   send(question, channel, key, resolve, reject) {
     const id = ++this.next;
     this.sent++;
-    this.channels.set(channel, { id, later: null });
-    this.waiting.set(id, { channel, key, resolve, reject });
+    this.channels.set(channel, { id, key, later: null });
+    this.waiting.set(id, { channel, key, resolve, reject, version: this.facts().version });
     this.flush();
     this.model.send({ ...question, id });
   }
@@ -58,8 +62,8 @@ class Wire {
     else {
       const bytes = buffers.map((b) => new Uint8Array(b.buffer, b.byteOffset, b.byteLength));
       const answer = { ...message, buffers: bytes };
-      const stale = later || message.version !== this.facts().version;
-      if (asked.key && !stale) {
+      const stale = later || message.version < this.facts().version; // new facts may come after their answer
+      if (asked.key && !stale && message.version === asked.version) {
         this.kept.set(asked.key, answer);
         if (this.kept.size > KEPT) this.kept.delete(this.kept.keys().next().value);
       }
@@ -70,7 +74,9 @@ class Wire {
 
   // Controls are kept here and told to the kernel with the next question, or when the mouse leaves.
   set(name, value) {
+    this.setting = true;
     this.model.set("controls", { ...this.model.get("controls"), [name]: value });
+    this.setting = false;
     this.dirty = true;
   }
 
@@ -109,7 +115,7 @@ async function openPage(state, el) {
     get: (name) => values[name],
     set(name, value) {
       values[name] = value;
-      queueMicrotask(() => say(`change:${name}`));
+      say(`change:${name}`);
       if (name === "place") bus.dispatchEvent(new CustomEvent("place", { detail: { from: model, value } }));
     },
     on: (event, f) => handlers.set(event, [...(handlers.get(event) ?? []), f]),
