@@ -4,6 +4,7 @@ Only the stream is kept (layers x tokens x d_model): the queries and keys of one
 products away, which costs less memory than keeping them and is as exact.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from bloomlab.analysis.roles import (
     previous_targets,
     role_score,
 )
-from bloomlab.errors import UnknownNameError
+from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.model.alibi import AttentionBias
 from bloomlab.model.scores import attention_pattern, biased_scores, masked_scores
 from bloomlab.session.edits import Edits
@@ -30,6 +31,21 @@ from bloomlab.session.edits import Edits
 QUANTITIES = ("pattern", "value", "content", "alibi")
 STATS = ("entropy", "distance", "first", "previous", "duplicate", "induction")
 CELLS = 2**22  # of patterns held at a time
+
+
+def columns_of(places: Any, n_pos: int) -> list[int]:
+    """Columns of a text, counted from 0; -1 is the last.
+
+    Raises:
+        InputError: no columns, or one that the text does not have.
+    """
+    try:
+        columns = [operator.index(place) for place in places]
+    except TypeError:
+        columns = []
+    if not columns or not all(-n_pos <= column < n_pos for column in columns):
+        raise InputError(f"columns {places!r:.80}, expected some of 0 to {n_pos - 1}.")
+    return [column % n_pos for column in columns]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +77,7 @@ class Attention:
 
         Raises:
             UnknownNameError: no such quantity.
+            InputError: queries that are no columns of the text.
         """
         if quantity not in QUANTITIES:
             raise UnknownNameError("quantity of attention", quantity, QUANTITIES)
@@ -92,7 +109,7 @@ class Attention:
         """Norm of what each head writes for a key that has all its attention, |v W_O|."""
         attn = self.model.blocks[layer].attn
         places = attn.index(heads)
-        x = self.model.blocks[layer].ln1(self.resid[layer][0])
+        x = self.model.blocks[layer].ln1(self.resid[layer])[0]
         v = torch.einsum("pm,hmd->hpd", x, attn.W_V[places]) + attn.b_V[places][:, None]
         return (v @ attn.W_O[places]).float().norm(dim=-1)
 
@@ -139,13 +156,15 @@ class Attention:
     def rollout(self, layer: int) -> Float[Tensor, "query key"]:
         """Attention rollout up to a layer: half of each step is the residual stream.
 
-        Abnar and Zuidema (2020, arXiv:2005.00928), mean over heads.
+        Abnar and Zuidema (2020, arXiv:2005.00928), mean over heads. A layer whose heads were all
+        pruned moves nothing.
         """
         n_pos = self.ids.shape[1]
         eye = torch.eye(n_pos, device=self.ids.device)
         flow = eye
         for below in range(layer + 1):
-            flow = (self.mean(below) + eye) / 2 @ flow
+            if self.model.blocks[below].attn.heads:
+                flow = (self.mean(below) + eye) / 2 @ flow
         return flow
 
     def _parts(
@@ -153,11 +172,11 @@ class Attention:
     ) -> tuple[Tensor, Tensor, AttentionBias, Tensor]:
         """Queries, keys [1 head pos d_head], the bias and the edited slopes of some heads."""
         block, n_pos = self.model.blocks[layer], self.ids.shape[1]
-        attn, x = block.attn, block.ln1(self.resid[layer][0])
+        attn, x = block.attn, block.ln1(self.resid[layer])[0]
         places = attn.index(heads)
         columns = torch.arange(n_pos, device=x.device)
         if queries is not None:
-            columns = columns[torch.as_tensor(queries, device=x.device)]
+            columns = columns[columns_of(queries, n_pos)]
         q = torch.einsum("pm,hmd->hpd", x[columns], attn.W_Q[places]) + attn.b_Q[places][:, None]
         k = torch.einsum("pm,hmd->hpd", x, attn.W_K[places]) + attn.b_K[places][:, None]
         positions = torch.arange(n_pos, device=x.device)[None]

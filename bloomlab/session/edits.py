@@ -35,7 +35,7 @@ class Edits:
 
     def __post_init__(self) -> None:
         for name, dtype in (("scale", np.float32), ("mean", bool), ("slopes", np.float32)):
-            value = np.array(getattr(self, name), dtype=dtype)
+            value = _numbers(name, getattr(self, name)).astype(dtype)
             if value.ndim != 2 or value.shape != np.shape(self.scale):
                 raise ShapeError(name, got=value.shape, expected="[layer head], as the others")
             if not ((value >= 0) & (value <= LARGEST)).all():
@@ -55,36 +55,38 @@ class Edits:
     __hash__ = None  # pyright: ignore[reportAssignmentType]  # compared, never looked up
 
     @cached_property
-    def key(self) -> tuple[bytes, bytes, bytes]:
+    def key(self) -> tuple[tuple[int, ...], bytes, bytes, bytes]:
         """Equal for equal edits."""
-        return self.scale.tobytes(), self.mean.tobytes(), self.slopes.tobytes()
+        arrays = self.scale, self.mean, self.slopes
+        return self.scale.shape, *(one.tobytes() for one in arrays)
 
     @property
     def is_none(self) -> bool:
         """Whether nothing is changed."""
         return self == Edits.none(*self.scale.shape)
 
-    def with_heads(self, heads: Any, *, scale: float = 1.0, mean: bool = False) -> "Edits":
+    def with_heads(self, heads: Any, *, scale: Any = 1.0, mean: bool = False) -> "Edits":
         """Other factors for some heads, [(layer, head)]; 0 switches them off."""
         scales, means = self.scale.copy(), self.mean.copy()
         for layer, head in heads:
-            self._require(layer, head)
-            scales[layer, head], means[layer, head] = (1.0, True) if mean else (scale, False)
+            self.require(layer, head)
+            means[layer, head] = mean
+            scales[layer, head] = 1.0 if mean else _numbers("scale", scale)
         return replace(self, scale=scales, mean=means)
 
-    def with_slope(self, layer: int, head: int, factor: float) -> "Edits":
+    def with_slope(self, layer: int, head: int, factor: Any) -> "Edits":
         """Another factor for one head's slope."""
-        self._require(layer, head)
+        self.require(layer, head)
         slopes = self.slopes.copy()
-        slopes[layer, head] = factor
+        slopes[layer, head] = _numbers("slopes", factor)
         return replace(self, slopes=slopes)
 
     def with_mask(self, mask: Any) -> "Edits":
         """The factors of all heads, [layer head]; slopes stay."""
-        scale = np.asarray(mask, dtype=np.float32)
+        scale = _numbers("scale", mask)
         if scale.shape != self.scale.shape:
             raise ShapeError("head_mask", got=scale.shape, expected=str(self.scale.shape))
-        return replace(self, scale=scale, mean=np.zeros(scale.shape, dtype=bool))
+        return replace(self, scale=scale, mean=np.zeros(self.scale.shape, dtype=bool))
 
     def first_difference(self, other: "Edits") -> int:
         """First layer that runs with `self` and with `other` compute otherwise."""
@@ -92,7 +94,7 @@ class Edits:
         differs = np.any([(mine != theirs).any(-1) for mine, theirs in pairs], axis=0)
         return int(differs.argmax()) if differs.any() else len(self.scale)
 
-    def interventions(self, kept: Any, means: list[Float[Tensor, "head d_head"]]) -> Any:
+    def interventions(self, kept: Any, means: list[Float[Tensor, "_ d_head"]]) -> Any:
         """The edits as interventions.
 
         Args:
@@ -121,19 +123,36 @@ class Edits:
         lines = []
         for value in np.unique(self.scale).tolist():
             if value != 1:
-                lines.append(f".with_heads({_pairs(self.scale == value)}, scale={value:g})")
+                chosen = _pairs(self.scale == value)
+                lines.append(f".with_heads({chosen}, scale={_shortest(value)})")
         if self.mean.any():
             lines.append(f".with_heads({_pairs(self.mean)}, mean=True)")
         for layer, head in np.argwhere(self.slopes != 1).tolist():
-            lines.append(f".with_slope({layer}, {head}, {self.slopes[layer, head]:g})")
+            factor = _shortest(self.slopes[layer, head])
+            lines.append(f".with_slope({layer}, {head}, {factor})")
         return "".join(lines)
 
-    def _require(self, layer: int, head: int) -> None:
+    def require(self, layer: int, head: int) -> None:
+        """Raise InputError unless there is such a head."""
         n_layer, n_head = self.scale.shape
         if not (0 <= layer < n_layer and 0 <= head < n_head):
             raise InputError(
                 f"no head L{layer}H{head}: layers are 0 to {n_layer - 1}, heads 0 to {n_head - 1}."
             )
+
+
+def _numbers(name: str, values: Any) -> Float[np.ndarray, "..."]:
+    if isinstance(values, Tensor):
+        values = values.detach().float().cpu()
+    try:
+        return np.asarray(values, dtype=np.float32)
+    except (TypeError, ValueError):
+        raise InputError(f"{name} holds something that is no number.") from None
+
+
+def _shortest(factor: Any) -> str:
+    """As few digits as give the same float32."""
+    return np.format_float_positional(np.float32(factor), trim="-")
 
 
 def _pairs(chosen: Bool[np.ndarray, "layer head"]) -> str:

@@ -1,7 +1,7 @@
 """A generation under the cache, step by step, and branches that go on from one of its steps."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,26 +75,37 @@ class Generated:
 
 
 class _Rows:
-    """Keeps the attention of the last query of every forward; an intervention that edits nothing."""
+    """Keeps the attention of the query that makes each token; an intervention that edits nothing.
+
+    Of a prompt it is given: scores of all its queries would be needed for the last one's.
+    """
 
     enters_cache = True
     counts = False
 
-    def __init__(self, n_layer: int, n_head: int, kept: Sequence[Sequence[int]]) -> None:
-        self.shape, self.kept = (n_layer, n_head), kept
-        self.rows: Tensor | None = None
+    def __init__(self, first: Callable[[], Tensor], kept: Sequence[Sequence[int]]) -> None:
+        self.first, self.kept = first, kept
+        self.found: dict[int, Tensor] = {}
+
+    def rows(self, n_head: int) -> Float[Tensor, "layer head key"]:
+        """Those of the last forward."""
+        if not self.found:
+            return self.first()
+        rows = torch.zeros(len(self.kept), n_head, self.found[0].shape[-1])
+        for layer, found in self.found.items():
+            rows[layer, list(self.kept[layer])] = found
+        return rows
 
     def hooks(self, start: int = 0, step: int = 0) -> list[tuple[str, Any]]:
-        """One reading hook for each layer; a prompt's other queries are dropped layer by layer."""
+        """One reading hook for each layer."""
+        if start == 0:
+            return []
 
         def keep(pattern: Tensor, hook: Any) -> None:
-            layer = int(hook.name.split(".")[1])
-            if layer == 0 or self.rows is None:
-                self.rows = torch.zeros(*self.shape, pattern.shape[-1])
-            self.rows[layer, list(self.kept[layer])] = pattern[0, :, -1].float().cpu()
+            self.found[int(hook.name.split(".")[1])] = pattern[0, :, -1].float().cpu()
 
         keep.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]  # functions have it
-        return [(f"blocks.{layer}.attn.hook_pattern", keep) for layer in range(self.shape[0])]
+        return [(f"blocks.{layer}.attn.hook_pattern", keep) for layer in range(len(self.kept))]
 
 
 def generate(
@@ -103,7 +114,8 @@ def generate(
     *,
     name: str,
     edits: Edits,
-    means: list[Float[Tensor, "head d_head"]],
+    means: list[Float[Tensor, "_ d_head"]],
+    first: Callable[[], Tensor],
     parent: Generated | None = None,
     since: int = 0,
     token: int | None = None,
@@ -119,6 +131,7 @@ def generate(
         name: of the branch.
         edits: in force while tokens are made (those of a parent's steps are the parent's).
         means: of every head's output in the clean run of the prompt.
+        first: gives attention [layer head key] of the prompt's last query under `edits`.
         parent: whose steps before `since` are taken over.
         since: step of the parent that is taken otherwise.
         token: id taken at that step; None: what the model says under `edits`.
@@ -129,11 +142,15 @@ def generate(
     Raises:
         InputError: no such step, a token outside the vocabulary, no room for new tokens.
     """
-    taken = [] if parent is None else parent.steps[:since]
-    if parent is not None and not 0 <= since < len(parent.steps):
+    if parent is not None and (
+        isinstance(since, bool)
+        or not hasattr(since, "__index__")
+        or not 0 <= since < len(parent.steps)
+    ):
         raise InputError(
             f"no step {since}: {parent.name!r} has steps 0 to {len(parent.steps) - 1}."
         )
+    taken = [] if parent is None else parent.steps[:since]
     if token is not None and not 0 <= token < model.config.vocab_size:
         raise InputError(f"token {token}: ids run from 0 to {model.config.vocab_size - 1}.")
     if max_new_tokens <= since:
@@ -142,7 +159,7 @@ def generate(
     text = torch.cat([prompt, fed], 1)
     past = KVCache() if parent is None else parent.cache.fork(1).crop(text.shape[1] - 1)
     kept = [block.attn.heads for block in model.blocks]
-    rows = _Rows(model.config.n_layer, model.config.n_head, kept)
+    rows = _Rows(first, kept)
     forced = None if token is None else torch.tensor([token], device=prompt.device)
     steps, begun = list(taken), time.perf_counter()
     options = {"past_key_values": past, "forced": forced, **options}
@@ -152,8 +169,9 @@ def generate(
     )
     for step, values in found:
         now = time.perf_counter()
-        assert rows.rows is not None
-        steps.append(_step(model, step, rows.rows.numpy(), values, now - begun))
+        steps.append(
+            _step(model, step, rows.rows(model.config.n_head).numpy(), values, now - begun)
+        )
         begun = now
     return Generated(
         name=name,

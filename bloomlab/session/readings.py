@@ -10,7 +10,9 @@ from sklearn.decomposition import PCA
 from torch import Tensor
 
 from bloomlab.analysis.lens import Reading, divergence, log_probabilities, read_streams
+from bloomlab.errors import InputError
 from bloomlab.experiments.attribution import Attribution, attribute_logits
+from bloomlab.session.attention import columns_of
 from bloomlab.session.run import Run
 
 ROWS_AT_ONCE = 2**24  # numbers of logits
@@ -27,7 +29,8 @@ class Stream:
         points: its direction in the plane of the two largest principal components of all layers
             and tokens (vectors scaled to length 1).
         explained: share of the variance along each.
-        massive: channel, layer and token of the largest numbers, beyond 20 times the layer's median.
+        massive: channel, layer and token of the largest numbers, beyond 20 times their layer's
+            median.
     """
 
     norms: Float[np.ndarray, "state pos"]
@@ -46,18 +49,24 @@ def read_lens(run: Run, positions: Any, *, k: int = 5, chosen: Any = ()) -> Read
         positions: columns, the rows of the reading.
         k: how many of the likeliest tokens.
         chosen: ids whose rank and probability are wanted.
+
+    Raises:
+        InputError: no such position or id.
     """
-    model, at = run.model, torch.as_tensor(list(positions), device=run.ids.device)
+    model, ids = run.model, list(chosen)
+    at = torch.as_tensor(columns_of(positions, len(run)), device=run.ids.device)
+    if not all(0 <= one < model.config.vocab_size for one in ids):
+        raise InputError(f"ids {ids!r:.80}, expected some of 0 to {model.config.vocab_size - 1}.")
 
     def read(stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         return model.unembed(model.ln_final.plain(stream))
 
     streams = [resid[0, at] for resid in run.resid[1:]]
-    wanted = torch.tensor(list(chosen), dtype=torch.long, device=at.device).expand(len(at), -1)
+    wanted = torch.tensor(ids, dtype=torch.long, device=at.device).expand(len(at), -1)
     return read_streams(
         streams,
         [read] * len(streams),
-        model.ln_final(streams[-1]),
+        model.ln_final(run.resid[-1])[0, at],
         model.unembed,
         chosen=wanted,
         k=min(k, model.config.vocab_size),
@@ -104,12 +113,16 @@ def read_contributions(run: Run, position: int, answer: int | None = None) -> At
     """What each component adds to a logit at a position, under the run's edits.
 
     `answer`: an id; None: the likeliest token. See `experiments.attribute_logits`.
+
+    Raises:
+        InputError: no such position or id.
     """
+    [column] = columns_of([position], len(run))
     kept = [block.attn.heads for block in run.model.blocks]
     with run.model.hooks(fwd_hooks=run.edits.interventions(kept, run.means)):
         return attribute_logits(
             run.model,
-            run.ids[:, : position + 1],
+            run.ids[:, : column + 1],
             answers=None if answer is None else torch.tensor([answer], device=run.ids.device),
         )
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from bloomlab.errors import InputError
 from bloomlab.printable import printable_tokens
-from bloomlab.session.attention import Attention
+from bloomlab.session.attention import Attention, columns_of
 from bloomlab.session.edits import Edits
 
 PER_LAYER = 24  # times d_model: what a layer needs at once for each token
@@ -38,7 +38,7 @@ class Run:
     ids: Int[Tensor, "1 pos"]
     edits: Edits
     resid: list[Float[Tensor, "1 pos d_model"]]
-    means: list[Float[Tensor, "head d_head"]]
+    means: list[Float[Tensor, "_ d_head"]]
     seconds: float
     _tiles: dict[tuple[str, int, int], Any] = field(default_factory=dict)
 
@@ -71,9 +71,9 @@ class Run:
         """Attention of one head; see `Attention.heads` for the quantities.
 
         Raises:
-            InputError: no such layer or head, or one that was pruned.
+            InputError: no such layer, head or query, or a head that was pruned.
         """
-        self._require(layer, head)
+        self.require(layer, head)
         return self.attention.heads(quantity, layer, [head], queries)[0].cpu().numpy()
 
     def patterns(
@@ -83,14 +83,14 @@ class Run:
         chosen = list(range(self.n_layer)) if layers is None else list(layers)
         found = np.zeros((len(chosen), self.n_head, len(self), len(self)), dtype=np.float32)
         for place, layer in enumerate(chosen):
-            self._require(layer)
+            self.require(layer)
             heads = list(self.model.blocks[layer].attn.heads)
             found[place, heads] = self.attention.heads(quantity, layer, heads).cpu().numpy()
         return found
 
     def scores(self, layer: int, head: int, query: int) -> list[Float[np.ndarray, " key"]]:
         """Content, bias (logits) and attention of one query over the keys it sees."""
-        self._require(layer, head)
+        self.require(layer, head)
         if not 0 <= query < len(self):
             raise InputError(f"no query {query}: the text has tokens 0 to {len(self) - 1}.")
         parts = [part.cpu().numpy() for part in self.attention.scores(layer, head, query)]
@@ -104,7 +104,9 @@ class Run:
         Float[np.ndarray, "head stat"],
     ]:
         """Pooled attention of a layer's heads, made once; see `Attention.tiles`."""
-        self._require(layer)
+        self.require(layer)
+        if size < 1:
+            raise InputError(f"tiles of {size} cells, expected 1 or more.")
         key = (quantity, layer, size)
         if key not in self._tiles:
             made = self.attention.tiles(quantity, layer, size)
@@ -113,9 +115,30 @@ class Run:
 
     @torch.no_grad()
     def logits(self, position: int = -1) -> Float[Tensor, " vocab"]:
-        """Logits of the token that follows one position, in float32 at least."""
-        last = self.model.ln_final(self.resid[-1][0, position])
-        return self.model.unembed(last).float()
+        """Logits of the token that follows one position, in float32 at least.
+
+        Raises:
+            InputError: no such position.
+        """
+        [column] = columns_of([position], len(self))
+        last = self.model.ln_final(self.resid[-1][:, [column]])
+        return self.model.unembed(last)[0, 0].float()
+
+    def tiles_before(self, layer: int, edits: Edits) -> dict[tuple[str, int, int], Any]:
+        """Tiles that a run which differs from `layer` on has in common with this one.
+
+        Attention of that layer itself is among them, unless its slopes are edited.
+        """
+        alike = layer + int((edits.slopes[layer] == self.edits.slopes[layer]).all())
+        return {key: value for key, value in self._tiles.items() if key[1] < alike}
+
+    def last_rows(self) -> Float[Tensor, "layer head key"]:
+        """Attention of the last token in every head; 0 for pruned heads."""
+        rows = torch.zeros(self.n_layer, self.n_head, len(self))
+        for layer, block in enumerate(self.model.blocks):
+            heads = list(block.attn.heads)
+            rows[layer, heads] = self.attention.heads("pattern", layer, heads, [-1])[:, 0].cpu()
+        return rows
 
     def next_tokens(
         self, k: int = 8, position: int = -1
@@ -128,7 +151,8 @@ class Run:
         """Printable labels of unrelated ids."""
         return [printable_tokens(self.model.tokenizer, [int(i)])[0] for i in ids]
 
-    def _require(self, layer: int, head: int | None = None) -> None:
+    def require(self, layer: int, head: int | None = None) -> None:
+        """Raise InputError unless there is such a layer and head, and it was not pruned."""
         if not 0 <= layer < self.n_layer:
             raise InputError(f"no layer {layer}: the model has layers 0 to {self.n_layer - 1}.")
         if head is not None:
@@ -172,6 +196,7 @@ def run_text(model: Any, ids: Int[Tensor, "1 pos"], edits: Edits, clean: Run | N
             use_cache=False,
         )
     streams = [] if clean is None else clean.resid[:start]
+    tiles = {} if clean is None else clean.tiles_before(start, edits)
     return Run(
         model=model,
         ids=ids,
@@ -179,6 +204,7 @@ def run_text(model: Any, ids: Int[Tensor, "1 pos"], edits: Edits, clean: Run | N
         resid=[*streams, *(resid[layer] for layer in range(start, n_layer + 1))],
         means=[means[layer] for layer in range(n_layer)] if clean is None else clean.means,
         seconds=time.perf_counter() - begun,
+        _tiles=tiles,
     )
 
 
@@ -189,7 +215,11 @@ def difference_tiles(
     Float[np.ndarray, "head row"],
     Float[np.ndarray, "head stat"],
 ]:
-    """As `Run.tiles`, of one run's patterns minus another's; the farthest from 0 of each cell."""
+    """As `Run.tiles`, of one run's patterns minus another's; the farthest from 0 of each cell.
+
+    The first column keeps key 0: a difference has no sink to hide. What heads look at is of the
+    edited run.
+    """
     _, _, stats = edited.tiles(layer, size)
     size = min(size, len(edited))
     tiles = torch.zeros(edited.n_head, size, size)

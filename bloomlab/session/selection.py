@@ -25,9 +25,14 @@ class Selection(traitlets.HasTraits):
     run = traitlets.Enum(("edited", "clean"), "edited")
 
     def set(self, **places: object) -> None:
-        """Change several at once; observers hear of each that differs."""
+        """Change several at once; observers hear of each that differs.
+
+        Raises:
+            InputError: no such place; nothing changes.
+        """
+        for name in places:
+            if name not in self.trait_names():
+                raise InputError(f"a selection has no {name!r}; it has {self.trait_names()}.")
         with self.hold_trait_notifications():
             for name, value in places.items():
-                if name not in self.trait_names():
-                    raise InputError(f"a selection has no {name!r}; it has {self.trait_names()}.")
                 setattr(self, name, value)

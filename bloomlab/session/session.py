@@ -1,19 +1,18 @@
 """A model, the prompt it is looking at, what is changed in it, and what views point at."""
 
-from difflib import SequenceMatcher
 from typing import Any
 
 import numpy as np
-import torch
 import traitlets
 from jaxtyping import Float
 
-from bloomlab.errors import InputError, UnknownNameError
+from bloomlab.errors import InputError, ShapeError, UnknownNameError
 from bloomlab.experiments.head_ablation import ablate_heads
 from bloomlab.experiments.head_search import prune_order
 from bloomlab.model.heads import BloomForCausalLM
 from bloomlab.session.edits import Edits
 from bloomlab.session.generation import Generated, generate
+from bloomlab.session.matching import common_places, likeliest_of_two
 from bloomlab.session.readings import (
     Stream,
     next_difference,
@@ -59,7 +58,8 @@ class Session(traitlets.HasTraits):
         self._model: Any = model
         self._runs: dict[str, Run] = {}
         self.selection = Selection()
-        none = Edits.none(model.config.n_layer, model.config.n_head)
+        self._model_shape = model.config.n_layer, model.config.n_head
+        none = Edits.none(*self._model_shape)
         super().__init__(prompt=prompt, edits=none)
 
     @property
@@ -133,6 +133,13 @@ class Session(traitlets.HasTraits):
     def _on_prompt(self, _change: object) -> None:
         self.refresh()
 
+    @traitlets.validate("edits")
+    def _checked(self, proposal: Any) -> Edits:
+        shape = self._model_shape
+        if proposal["value"].scale.shape != shape:
+            raise ShapeError("edits", got=proposal["value"].scale.shape, expected=str(shape))
+        return proposal["value"]
+
     @traitlets.observe("edits")
     def _on_edits(self, _change: object) -> None:
         self._runs.pop("edited", None)
@@ -169,8 +176,10 @@ class Session(traitlets.HasTraits):
 
         Raises:
             UnknownNameError: no such flow.
+            InputError: no such layer or head.
         """
         run = self.run(which)
+        run.require(layer)
         if flow not in FLOWS:
             raise UnknownNameError("flow of attention", flow, FLOWS)
         if flow in ("head", "value"):
@@ -179,7 +188,12 @@ class Session(traitlets.HasTraits):
         return found.cpu().numpy()
 
     def slope(self, layer: int, head: int) -> float:
-        """The edited slope of a head, logits per token."""
+        """The edited slope of a head, logits per token.
+
+        Raises:
+            InputError: no such head, or one that was pruned.
+        """
+        self.edits.require(layer, head)
         attn = self.model.blocks[layer].attn
         own = attn.slopes[attn.index([head])]
         return float(self.edits.slopes_of(layer, own, [head])[0])
@@ -189,19 +203,13 @@ class Session(traitlets.HasTraits):
     ) -> tuple[list[str], list[float], list[float]]:
         """Labels of the likeliest next tokens of two runs, maybe of two models, and probabilities.
 
-        Tokens of another vocabulary are matched by their label.
+        See `matching.likeliest_of_two`.
         """
-        found = [dict(zip(*run.next_tokens(4 * k), strict=True)) for run in (first, second)]
-        size = {n: max(float(one.get(n, 0)) for one in found) for one in found for n in one}
-        names = sorted(size, key=lambda name: -size[name])[:k]
-        pairs = [[float(one.get(name, 0)) for name in names] for one in found]
-        return names, pairs[0], pairs[1]
+        return likeliest_of_two(first, second, k)
 
     def aligned(self, first: Run, second: Run) -> list[tuple[int, int]]:
         """Places of the tokens that two runs have in common, in order: edit-distance alignment."""
-        match = SequenceMatcher(None, first.tokens, second.tokens, autojunk=False)
-        blocks = match.get_matching_blocks()
-        return [(a + i, b + i) for a, b, size in blocks for i in range(size)]
+        return common_places(first.tokens, second.tokens)
 
     def next_tokens(self, k: int = 10, position: int = -1) -> dict[str, Any]:
         """The next token before and after the edits; see `readings.next_difference`."""
@@ -237,15 +245,11 @@ class Session(traitlets.HasTraits):
         self, position: int = -1, *, which: str = "edited", answer: Any = None
     ) -> Any:
         """What each component adds to a logit; see `readings.read_contributions`."""
-        run = self.run(which)
-        return read_contributions(run, position % len(run), answer)
+        return read_contributions(self.run(which), position, answer)
 
     def generate(self, name: str = "main", **options: Any) -> Generated:
         """Generate from the prompt under the edits, as a new branch; see `generation.generate`."""
-        run = self.run("clean")
-        return self._keep(
-            generate(self.model, run.ids, name=name, edits=self.edits, means=run.means, **options)
-        )
+        return self._generate(name, **options)
 
     def branch(self, parent: str, step: int, token: int | None = None, **options: Any) -> Generated:
         """Go on from a step of a branch with another token, or with the edits in force now.
@@ -255,21 +259,26 @@ class Session(traitlets.HasTraits):
         """
         if parent not in self.generations:
             raise InputError(f"no branch {parent!r}; there are {list(self.generations)}.")
-        run, name = self.run("clean"), f"branch {len(self.generations)}"
-        return self._keep(
-            generate(
-                self.model,
-                run.ids,
-                name=name,
-                edits=self.edits,
-                means=run.means,
-                parent=self.generations[parent],
-                since=step,
-                token=token,
-                **options,
-            )
+        numbers = range(1, len(self.generations) + 2)
+        name = next(f"branch {i}" for i in numbers if f"branch {i}" not in self.generations)
+        return self._generate(
+            name,
+            parent=self.generations[parent],
+            since=step,
+            token=token,
+            **options,
         )
 
-    def _keep(self, made: Generated) -> Generated:
+    def _generate(self, name: str, **options: Any) -> Generated:
+        run = self.run("clean")
+        made = generate(
+            self.model,
+            run.ids,
+            name=name,
+            edits=self.edits,
+            means=run.means,
+            first=lambda: self.run("edited").last_rows(),
+            **options,
+        )
         self.generations = {**self.generations, made.name: made}
         return made

@@ -5,10 +5,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from bloomlab.errors import InputError
 from bloomlab.widgets.next_tokens import next_answer
-from bloomlab.widgets.pack import floats
+from bloomlab.widgets.pack import floats, trouble
 from bloomlab.widgets.stills import curves
-from bloomlab.widgets.view import Answer, View
+from bloomlab.widgets.view import Answer, Number, View
 
 
 class AlibiView(View):
@@ -42,11 +43,12 @@ class AlibiView(View):
     def answer_scores(self, layer: int, head: int, query: int, run: str) -> Answer:
         """A row's content, bias and pattern."""
         parts = self.session.run(run).scores(layer, head, query)
-        return {}, [floats(part) for part in parts]
+        said = trouble(np.stack(parts), f"the row of L{layer}H{head}")
+        return {"trouble": said}, [floats(part) for part in parts]
 
-    def answer_slope(self, layer: int, head: int, factor: float) -> Answer:
+    def answer_slope(self, layer: int, head: int, factor: Number) -> Answer:
         """Scale a slope in the model."""
-        self.session.edits = self.session.edits.with_slope(layer, head, factor)
+        self.session.edits = self.session.edits.with_slope(layer, head, float(factor))
         return {}, []
 
     def answer_slopes_back(self) -> Answer:
@@ -63,9 +65,7 @@ class AlibiView(View):
     def exported(self) -> list[dict[str, Any]]:
         """The chosen layer and row."""
         at = self.session.selection
-        n = len(self.session.run("clean"))
-        query = n - 1 if at.query < 0 else at.query
-        row = {"layer": at.layer, "head": at.head, "query": query, "run": at.run}
+        row = {"layer": at.layer, "head": at.head, "query": self._query(), "run": at.run}
         return [
             {"op": "slopes", "layer": at.layer},
             {"op": "scores", **row},
@@ -77,5 +77,7 @@ class AlibiView(View):
         layer = self.session.selection.layer
         distance = np.arange(self.controls["distance"] + 1)
         heads = self.session.kept(layer)
+        if not heads:
+            raise InputError(f"layer {layer} has no heads left, and so no slopes.")
         lines = [-self.session.slope(layer, head) * distance for head in heads]
         return curves(np.array(lines), title=f"ALiBi bias of layer {layer}, logits over distance")

@@ -7,7 +7,9 @@ import pandas as pd
 
 from bloomlab.errors import InputError
 from bloomlab.widgets.look import ATTENTION
-from bloomlab.widgets.pack import lower, quantised, signed
+from bloomlab.widgets.pack import lower, quantised, signed, trouble
+from bloomlab.widgets.protocol import ViewSession
+from bloomlab.widgets.state import load_session, session_code, session_state
 from bloomlab.widgets.stills import matrix
 from bloomlab.widgets.view import Answer, View
 
@@ -27,12 +29,12 @@ class CompareRuns(View):
     parts = ("zoom",)
 
     def __init__(self, session: Any, other: Any = None, **controls: Any) -> None:
-        self._other = other
+        if other is not None and not isinstance(other, ViewSession):
+            raise InputError(f"other is {type(other).__name__}, expected another Session.")
+        self._other: Any = other
         super().__init__(session, None, **controls)
         if other is not None:
-            if not hasattr(other, "run"):
-                raise InputError(f"other is {type(other).__name__}, expected another Session.")
-            other.observe(self._on_session, ["prompt", "edits"])
+            self._watch(other, self._on_session, ["prompt", "edits"])
 
     def defaults(self) -> dict[str, Any]:
         """A, B and the difference."""
@@ -48,6 +50,7 @@ class CompareRuns(View):
         """Patterns of A, of B, and B minus A on the aligned tokens; value-weighted too."""
         a, b = self._runs()
         pairs = self.session.aligned(a, b)
+        troubles: list[str] = []
         panels: list[dict[str, Any]] = []
         buffers: list[bytes] = []
         for quantity, said in (("pattern", ""), ("value", ", value-weighted"))[: 1 + bool(values)]:
@@ -59,6 +62,7 @@ class CompareRuns(View):
             for name, of, one in (("A", "a", first), ("B", "b", second)):
                 panels.append({"title": name + said, "tokens": of, "top": top, "signed": False})
                 buffers.append(lower(quantised(one, top)))
+                troubles.append(trouble(one, f"{name}{said}"))
             title = f"B − A{said} (largest {far:.3g})"
             panels.append({"title": title, "tokens": "c", "top": far, "signed": True})
             buffers.append(lower(signed(change, far)))
@@ -71,11 +75,34 @@ class CompareRuns(View):
             "paired": len(pairs),
             "names": names,
             "panels": panels,
+            "trouble": " ".join(filter(None, troubles)),
             "labels": labels,
             "before": before,
             "after": after,
         }
         return facts, buffers
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every view, and the other session's."""
+        other = None if self._other is None else session_state(self._other)
+        return {**super().state_dict(), "other": other}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As of every view; the other session's too, where there is one."""
+        super().load_state_dict(state)
+        if self._other is not None and state["other"] is not None:
+            load_session(self._other, state["other"])
+
+    def given(self) -> list[str]:
+        """The other session."""
+        return [] if self._other is None else ["other"]
+
+    def code(self) -> str:
+        """Python that makes this view again; another model is `other_model`."""
+        if self._other is None:
+            return super().code()
+        model = "model" if self._other.model is self.session.model else "other_model"
+        return "\n".join([*session_code(self._other, "other", model), super().code()])
 
     def exported(self) -> list[dict[str, Any]]:
         """The chosen head."""

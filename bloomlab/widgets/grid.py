@@ -17,11 +17,12 @@ MEASURES = ("entropy", "distance", "sink", "previous", "duplicate", "induction")
 
 
 class HeadGrid(View):
-    """Thumbnails of all heads: attention, value-weighted, content or ALiBi alone, the difference
-    that the edits make, or the importance of each head for the next token.
+    """Thumbnails of all heads.
 
-    Point at a head to preview it, click to look at it in every view of the session, `m` (or
-    shift-click) masks it; filter by what heads do (`induction > .4 layer:2-5`), sort likewise.
+    They show attention, value-weighted, of content or ALiBi alone, the difference that the edits
+    make, or the importance of each head for the next token. Point at a head to preview it, click to
+    look at it in every view of the session, `m` (or shift-click) masks it; filter by what heads do
+    (`induction > .4 layer:2-5`), sort likewise.
     Thumbnails are pooled by their maximum. `value` is a table of what heads do.
     """
 
@@ -75,15 +76,13 @@ class HeadGrid(View):
     def exported(self) -> list[dict[str, Any]]:
         """The thumbnails, small and large."""
         mode, run = self.controls["mode"], self.place["run"]
+        wanted = ("mode", "sort", "filter")
+        important = any("importance" in self.controls[name] for name in wanted)
         mode = "pattern" if mode == "importance" else mode
         questions: list[dict[str, Any]] = [
             {"op": "tiles", "mode": mode, "size": size, "run": run} for size in SIZES
         ]
-        return (
-            [*questions, {"op": "importance"}]
-            if self.controls["mode"] == "importance"
-            else questions
-        )
+        return [*questions, {"op": "importance"}] if important else questions
 
     def companions(self) -> list[View]:
         """A page of the grid has a head beside it."""

@@ -58,24 +58,26 @@ class HiddenStates(View):
         frame = found.frame.sort_values("contribution", key=np.abs, ascending=False)
         top, rest = frame.head(SHOWN), frame["contribution"].iloc[SHOWN:]
         answer = self.session.run(run).labels(found.answers[:, 0].tolist())[0]
+        said = trouble(frame["contribution"].to_numpy(dtype=float), "the sum of components")
         return {
             "answer": answer,
             "logit": float(found.logits[0]),
+            "trouble": said,
             "names": [*top["component"], *(["rest"] if len(rest) else [])],
             "values": [*top["contribution"].tolist(), *([float(rest.sum())] if len(rest) else [])],
         }, []
 
     def exported(self) -> list[dict[str, Any]]:
         """Both kinds of picture."""
-        at, n = self.session.selection, len(self.session.run("clean"))
-        position = n - 1 if at.query < 0 else at.query
+        run = self.session.selection.run
         return [
-            {"op": "stream", "run": at.run},
-            {"op": "parts", "position": position, "run": at.run},
+            {"op": "stream", "run": run},
+            {"op": "parts", "position": self._query(), "run": run},
         ]
 
     def still(self) -> bytes:
         """Norms, on a logarithmic scale."""
         norms = np.log(np.maximum(self.session.stream(self.place["run"]).norms, 1e-6))
-        low, high = np.nanmin(norms), np.nanmax(norms)
+        finite = norms[np.isfinite(norms)]
+        low, high = (finite.min(), finite.max()) if finite.size else (0.0, 1.0)
         return matrix((norms - low)[::-1] / ((high - low) or 1.0), title="norms, layers up")

@@ -12,6 +12,7 @@ from bloomlab.widgets.lens import LensTable
 from bloomlab.widgets.main_thread import MainThread
 from bloomlab.widgets.mask import HeadMaskLab
 from bloomlab.widgets.scrub import GenScrubber
+from bloomlab.widgets.showing import PNG, show
 from bloomlab.widgets.strip import TokenStrip
 from bloomlab.widgets.zoom import HeadZoom
 
@@ -56,12 +57,20 @@ class LabView(W.VBox):
         self.prompt.observe(self._on_prompt, "value")
         self.run.observe(self._on_run, "value")
         session.observe(self._on_session, ["prompt"])
+        session.selection.observe(self._on_selection, ["run"])
+
+    def _ipython_display_(self) -> None:
+        picture = self.grid._repr_mimebundle_()[0].get(PNG)
+        show({**self._repr_mimebundle_(), **({PNG: picture} if picture else {})}, {})
 
     def _on_prompt(self, change: Any) -> None:
         self._main(setattr, self.session, "prompt", change["new"])
 
     def _on_run(self, change: Any) -> None:
         self.session.selection.run = change["new"]
+
+    def _on_selection(self, change: Any) -> None:
+        self.run.value = change["new"]
 
     def _on_session(self, change: Any) -> None:
         self.prompt.value = change["new"]

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from bloomlab.widgets.pack import floats
+from bloomlab.errors import InputError
+from bloomlab.widgets.pack import floats, trouble
 from bloomlab.widgets.stills import table
 from bloomlab.widgets.view import Answer, View
 
@@ -40,18 +41,21 @@ class LensTable(View):
     def answer_lens(self, positions: Any, run: str) -> Answer:
         """The likeliest token of each layer at some positions."""
         labels, ids, probability = self._read(positions, run)
-        return {"labels": labels, "ids": ids}, [floats(probability)]
+        facts = {"labels": labels, "ids": ids, "trouble": trouble(probability, "the lens")}
+        return facts, [floats(probability)]
 
     def answer_ranks(self, position: int, ids: Any, run: str) -> Answer:
         """Rank of some tokens in each layer at one position; 0 is the likeliest."""
+        self._require([position], run)
         found = self.session.lens([position], which=run, k=1, chosen=ids)
         labels = self.session.run(run).labels(ids)
-        return {"labels": labels}, [floats(found.chosen_rank[:, 0].numpy())]
+        return {"labels": labels}, [floats(found.chosen_rank[:, 0].float().numpy())]
 
     def exported(self) -> list[dict[str, Any]]:
-        """Nothing but the still can be asked for in advance: columns are fetched as seen."""
-        n = len(self.session.run("clean"))
-        return [{"op": "lens", "positions": list(range(n)), "run": self.place["run"]}]
+        """All columns at once."""
+        runs = [self.place["run"], *(["clean"] if self.controls["compare"] else [])]
+        every = list(range(len(self.facts["tokens"])))
+        return [{"op": "lens", "positions": every, "run": run} for run in dict.fromkeys(runs)]
 
     def still(self) -> bytes:
         """The first columns."""
@@ -62,7 +66,13 @@ class LensTable(View):
     def _read(
         self, positions: Any, run: str
     ) -> tuple[list[list[str]], list[list[int]], np.ndarray]:
+        self._require(positions, run)
         found = self.session.lens(positions, which=run, k=1)
         ids = found.top[..., 0].tolist()
         name = self.session.run(run).labels
         return [name(row) for row in ids], ids, found.top_logprob[..., 0].exp().numpy()
+
+    def _require(self, positions: Any, run: str) -> None:
+        n = len(self.session.run(run))
+        if not len(positions) or not all(0 <= pos < n for pos in positions):
+            raise InputError(f"columns {list(positions)}, expected some of 0 to {n - 1}.")

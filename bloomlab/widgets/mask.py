@@ -10,13 +10,13 @@ from bloomlab.errors import UnknownNameError
 from bloomlab.widgets.heads import heads_off, mask_without
 from bloomlab.widgets.next_tokens import next_answer
 from bloomlab.widgets.stills import bars
-from bloomlab.widgets.view import Answer, View
+from bloomlab.widgets.view import Answer, Number, View
 
 PRESETS = ("layer", "head", "others", "invert")
 
 
 class HeadMaskLab(View):
-    """Switch heads off (click, Space), scale them (digits, slider) or let them write their mean (a).
+    """Switch heads off (click, Space), scale them (digits, slider), let them write their mean (a).
 
     The likeliest next tokens stand before and after, with the change of their logits and the KL of
     the intact prediction from the edited one. The model runs again from the first edited layer
@@ -63,29 +63,27 @@ class HeadMaskLab(View):
         """Switch a layer, a head number, all but one head of a layer, or everything over."""
         if what not in PRESETS:
             raise UnknownNameError("preset", what, PRESETS)
-        mask = np.array(self.head_mask)
-        if what == "layer":
-            mask[layer] = 0
-        elif what == "head":
-            mask[:, head] = 0
-        elif what == "others":
-            mask[layer, np.arange(mask.shape[1]) != head] = 0
-        else:
-            mask = (mask == 0).astype(np.float32)
-        self.head_mask = mask
-        return {}, []
+        n_layer, n_head = self.head_mask.shape
+        if what == "invert":
+            self.head_mask = (self.head_mask == 0).astype(np.float32)
+            return {}, []
+        self.session.edits.with_heads([(layer, head)])  # refuses a head that is not there
+        row, column = [(layer, h) for h in range(n_head)], [(i, head) for i in range(n_layer)]
+        others = [one for one in row if one[1] != head]
+        return self.answer_edit({"layer": row, "head": column, "others": others}[what], scale=0)
 
     def answer_restore(self, scale: Any, mean: Any) -> Answer:
         """Earlier edits of heads; slopes stay."""
         edits = self.session.edits
-        self.session.edits = type(edits)(scale=scale, mean=mean, slopes=edits.slopes)
+        arrays = {"scale": np.array(scale, dtype=np.float32), "mean": np.array(mean, dtype=bool)}
+        self.session.edits = type(edits)(**arrays, slopes=edits.slopes)
         return {}, []
 
-    def answer_prune(self, limit: float) -> Answer:
+    def answer_prune(self, limit: Number) -> Answer:
         """Switch off as many heads as greedy search can within a KL, in nats."""
         self.status = "searching heads …"
         mask = np.ones_like(self.head_mask)
-        for layer, head in self.session.least_harm(limit):
+        for layer, head in self.session.least_harm(float(limit)):
             mask[layer, head] = 0
         self.status = ""
         self.head_mask = mask

@@ -3,6 +3,9 @@
 import time
 from typing import Any
 
+import numpy as np
+
+from bloomlab.widgets.pack import trouble
 from bloomlab.widgets.view import Answer
 
 
@@ -14,4 +17,10 @@ def next_answer(session: Any, k: int) -> Answer:
     found = session.next_tokens(k)
     forward = run.seconds + (time.perf_counter() - begun) / 2  # two unembeddings, one is the run's
     first = run.edits.first_difference(session.run("clean").edits)
-    return {**found, "forward_ms": 1e3 * forward, "first": first % session.n_layer}, []
+    numbers = np.array([found["before"], found["after"], found["logits"]])
+    return {
+        **found,
+        "forward_ms": 1e3 * forward,
+        "first": first % session.n_layer,
+        "trouble": trouble(numbers, "the next-token prediction"),
+    }, []

@@ -45,6 +45,15 @@ class Saved:
     state: Mapping[str, Any]
 
 
+def asked(question: Mapping[str, Any]) -> str:
+    """A question as JavaScript writes it: keys sorted, whole numbers without a fraction."""
+    whole = {
+        name: int(value) if isinstance(value, float) and value.is_integer() else value
+        for name, value in question.items()
+    }
+    return json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
 def packed(answers: Mapping[str, tuple[dict[str, Any], list[bytes]]]) -> dict[str, Any]:
     """Answers by question; arrays deflated, as base64."""
     return {

@@ -32,3 +32,7 @@ class ViewSession(Protocol):
     def observe(self, handler: Any, names: Any) -> Any:
         """Call `handler` when something changes."""
         ...
+
+    def unobserve(self, handler: Any, names: Any) -> Any:
+        """Call it no longer."""
+        ...

@@ -36,6 +36,7 @@ class PruningBoard(View):
         check_columns(curve.frame, COLUMNS)
         self.curve = curve
         self.picked: dict[str, Any] | None = None
+        self._mask: Any = None  # that `picked` switched
         super().__init__(session, None, **controls)
 
     @property
@@ -45,6 +46,8 @@ class PruningBoard(View):
 
     def describe(self) -> dict[str, Any]:
         """Curves and bands."""
+        if self.picked and not np.array_equal(self.session.edits.scale, self._mask):
+            self.picked = None
         frame = self.curve.frame
         named, drawn = frame[frame["ranking"] != RANDOM], frame[frame["ranking"] == RANDOM]
         found = [
@@ -64,17 +67,24 @@ class PruningBoard(View):
     def answer_load(self, ranking: str, kept: int) -> Answer:
         """Take the mask of a point."""
         mask = np.asarray(self.curve.keep(ranking, kept)).astype(np.float32)
-        self.picked = {"ranking": ranking, "kept": kept}
+        self.picked, self._mask = {"ranking": ranking, "kept": kept}, mask
         self.session.edits = self.session.edits.with_mask(mask)
+        self.facts = dict(self.facts, picked=self.picked)  # the mask may have been this one before
         return {}, []
 
+    def given(self) -> list[str]:
+        """The curve."""
+        return ["curve"]
+
     def still(self) -> bytes:
-        """The curves of the first dataset."""
-        facts = self.describe()["curves"]
-        first = [one for one in facts if one["dataset"] == facts[0]["dataset"]]
-        shortest = min(len(one["value"]) for one in first)
-        title = f"{self.facts.get('metric', '')} against heads kept"
-        return curves(np.array([one["value"][-shortest:] for one in first]), title=title)
+        """The curves of the first dataset, and the mean of its random orders."""
+        facts = self.describe()
+        lines = [(one["dataset"], one["value"]) for one in facts["curves"]]
+        lines += [(one["dataset"], one["mean"]) for one in facts["bands"]]
+        first = [values for dataset, values in lines if dataset == lines[0][0]]
+        shortest = min(len(values) for values in first)
+        title = f"{facts['metric']} against heads kept"
+        return curves(np.array([values[-shortest:] for values in first]), title=title)
 
 
 def _points(part: pd.DataFrame) -> dict[str, list[Any]]:

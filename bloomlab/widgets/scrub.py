@@ -1,14 +1,15 @@
 """GenScrubber: a generation step by step, and branches from any of its steps."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from bloomlab.errors import UnknownNameError
+from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.widgets.pack import floats, quantised
 from bloomlab.widgets.stills import words
-from bloomlab.widgets.view import Answer, View
+from bloomlab.widgets.view import Answer, Number, View
 
 LABELLED = 40  # candidates of a step that get a label
 
@@ -56,14 +57,14 @@ class GenScrubber(View):
         return pd.DataFrame([{n: getattr(step, n) for n in names} for step in made.steps])
 
     def answer_generate(
-        self, max_new_tokens: int, do_sample: bool, temperature: float, top_k: int, top_p: float
+        self, max_new_tokens: int, do_sample: bool, temperature: Number, top_k: int, top_p: Number
     ) -> Answer:
         """A generation from the prompt, under the edits."""
         self.session.generations = {}
         options = {"max_new_tokens": max_new_tokens, "readouts": self._readouts}
         if do_sample:
-            options |= {"do_sample": True, "temperature": temperature, "top_k": top_k}
-            options |= {"top_p": top_p}
+            options |= {"do_sample": True, "temperature": float(temperature)}
+            options |= {"top_k": top_k, "top_p": float(top_p)}
         return self._shown_answer(self.session.generate("main", **options))
 
     def answer_branch(
@@ -79,17 +80,39 @@ class GenScrubber(View):
         """A branch that was made before."""
         return self._shown_answer(self._branch(name))
 
-    def answer_rows(self, name: str, step: int) -> Answer:
-        """Attention of every head at one step, one byte a weight."""
-        rows = self._branch(name).steps[step].rows
-        return {"shape": list(rows.shape)}, [quantised(rows).tobytes()]
+    def answer_rows(self, name: str, layer: int, head: int) -> Answer:
+        """Attention of one head at all steps, one after the other, a byte a weight.
 
-    def exported(self) -> list[dict[str, Any]]:
+        Head -1: the mean of all heads.
+        """
+        steps = self._branch(name).steps
+        if head < 0:
+            rows = [step.rows.mean((0, 1)) for step in steps]
+        elif head in self.session.kept(layer):
+            rows = [step.rows[layer, head] for step in steps]
+        else:
+            raise InputError(f"no head L{layer}H{head}.")
+        return {"first": len(rows[0])}, [quantised(np.concatenate(rows)).tobytes()]
+
+    def exported(self) -> Iterator[dict[str, Any]]:
         """The generation and the attention of its steps."""
         names = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
-        asked = {"op": "generate"} | {name: self.controls[name] for name in names}
-        steps = range(int(self.controls["max_new_tokens"]))
-        return [asked, *({"op": "rows", "name": "main", "step": step} for step in steps)]
+        yield {"op": "generate"} | {name: self.controls[name] for name in names}
+        if self._shown in self.session.generations:  # it was answered by now
+            for layer in range(self.session.n_layer):
+                for head in self.session.kept(layer):
+                    yield {"op": "rows", "name": self._shown, "layer": layer, "head": head}
+            yield {"op": "rows", "name": self._shown, "layer": 0, "head": -1}
+
+    def answer_in_page(self, question: dict[str, Any]) -> Answer:
+        """A page opens with the branch on screen; nothing is generated again."""
+        if question["op"] == "generate" and self._shown in self.session.generations:
+            question = {"op": "branch_of", "name": self._shown}
+        return super().answer_in_page(question)
+
+    def given(self) -> list[str]:
+        """The read-outs."""
+        return ["readouts=readouts"] if self._readouts else []
 
     def still(self) -> bytes:
         """The text; new tokens coloured by their probability."""

@@ -1,6 +1,7 @@
 """Static pictures: what a saved notebook shows where nothing is live. PNG, on white."""
 
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ STOPS = ("#ffffff", "#c3d4fb", "#6f94ee", "#5b47c4", "#54158c", "#2a0533")
 INK, SOFT = "#222222", "#888888"
 BEFORE, AFTER = "#7a7a85", "#b8430a"
 WIDTH, LINE, EDGE = 760, 18, 10  # px
+PALETTES, LARGEST = (64, 16, 4), 150_000  # fewer colours where a picture takes more bytes
 FONTS = ("NotoSans-Regular.ttf", "DejaVuSans.ttf", "Arial.ttf")
 
 
@@ -43,14 +45,14 @@ def bars(
     labels: Sequence[str], before: Sequence[float], after: Sequence[float], *, title: str
 ) -> bytes:
     """Pairs of bars, before and after."""
-    top = max([*before, *after, 1e-9])
+    top = max(value for value in (*before, *after, 1e-9) if math.isfinite(value))
     sheet, draw = _sheet(2 * EDGE + LINE * (1 + len(labels)))
     draw.text((EDGE, EDGE // 2), title[:110], fill=INK, font=_font())
     for i, (label, *pair) in enumerate(zip(labels, before, after, strict=True)):
         y = EDGE + LINE * (i + 1)
         draw.text((EDGE, y), label[:18], fill=INK, font=_font())
         for k, (value, color) in enumerate(zip(pair, (BEFORE, AFTER), strict=True)):
-            across = 140 + (WIDTH - 240) * value / top
+            across = 140 + (WIDTH - 240) * (value if math.isfinite(value) else 0) / top
             draw.rectangle((140, y + 2 + 7 * k, across, y + 7 + 7 * k), fill=color)
         text = f"{pair[0]:.3f} / {pair[1]:.3f}"
         draw.text((WIDTH - 95, y), text, fill=SOFT, font=_font())
@@ -101,7 +103,8 @@ def curves(values: Float[np.ndarray, "line point"], *, title: str) -> bytes:
     height = 240
     sheet, draw = _sheet(height + LINE + 2 * EDGE)
     draw.text((EDGE, EDGE // 2), title[:110], fill=INK, font=_font())
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    finite = values[np.isfinite(values)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     n = values.shape[1]
     for i, line in enumerate(values):
         color = tuple(int(c) for c in _colors(np.array([[0.1 + 0.5 * i / len(values)]]))[0, 0])
@@ -135,6 +138,11 @@ def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _png(sheet: Image.Image) -> bytes:
-    out = io.BytesIO()
-    sheet.quantize(64).save(out, "PNG", optimize=True)
-    return out.getvalue()
+    data = b""
+    for colors in PALETTES:
+        out = io.BytesIO()
+        sheet.quantize(colors).save(out, "PNG", optimize=True)
+        data = out.getvalue()
+        if len(data) <= LARGEST:
+            break
+    return data

@@ -46,5 +46,5 @@ class TokenStrip(View):
 
     def still(self) -> bytes:
         """The tokens, coloured by what the chosen one (or the last) attends to."""
-        at = self.session.selection
-        return words(self.session.run(at.run).tokens, self.value[at.query])
+        tokens = self.session.run(self.session.selection.run).tokens
+        return words(tokens, self.value[self._query()])

@@ -1,38 +1,24 @@
 """What every view is: one canvas widget that asks, a session that answers, a status line."""
 
-import json
-from collections.abc import Callable
-from functools import cache
-from importlib.resources import files
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-from bloomlab.errors import BloomlabError, InputError
-from bloomlab.widgets.heads import heads_off
+from bloomlab.errors import BloomlabError, InputError, UnknownNameError
 from bloomlab.widgets.main_thread import MainThread
-from bloomlab.widgets.page import Saved, packed, page
+from bloomlab.widgets.pack import plain
+from bloomlab.widgets.page import Saved, asked, packed, page
 from bloomlab.widgets.protocol import ViewSession
+from bloomlab.widgets.showing import show
+from bloomlab.widgets.source import script, style
+from bloomlab.widgets.state import load_session, session_code, session_state
 
 PLACES = ("layer", "head", "query", "key", "step", "run")
 Answer = tuple[dict[str, Any], list[bytes]]  # small facts, and arrays as bytes
-SHARED = ("wire", "colors", "shell", "matrix", "drawing", "tokens")
-FOLDER = files("bloomlab.widgets") / "js"
-
-
-@cache
-def script(parts: tuple[str, ...], title: str, draw: str) -> str:
-    """The ESM of a view: what all share, its own parts, and which of them draws."""
-    sources = [(FOLDER / f"{name}.js").read_text("utf-8") for name in (*SHARED, *parts, "entry")]
-    return f'const TITLE = "{title}", VIEW = {draw};\n' + "\n".join(sources)
-
-
-@cache
-def style() -> str:
-    """The one style sheet of all views."""
-    return (FOLDER / "view.css").read_text("utf-8")
+Number = int | float  # JavaScript writes 1.0 as 1
 
 
 class View(anywidget.AnyWidget):
@@ -58,6 +44,7 @@ class View(anywidget.AnyWidget):
     name = "view"  # of the script that draws it
     parts: tuple[str, ...] = ()  # scripts that it needs beside its own
     _css = style()
+    _watched: tuple[Any, ...] = ()  # what is observed: object, handler, names
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         if "name" in vars(cls):  # not the subclass that every instance gets for its traits
@@ -70,6 +57,8 @@ class View(anywidget.AnyWidget):
                 f"{type(self).__name__} looks through a session, got {type(session).__name__}; "
                 f"for a model: {type(self).__name__}(bl.Session(model, prompt))."
             )
+        if unknown := controls.keys() - self.defaults().keys():
+            raise UnknownNameError("control", min(unknown), list(self.defaults()))
         self.session: Any = session
         if prompt is not None:
             session.prompt = prompt
@@ -78,8 +67,8 @@ class View(anywidget.AnyWidget):
         self._main = MainThread()
         self._on_session(None)
         self._on_selection(None)
-        session.observe(self._on_session, ["prompt", "edits"])
-        session.selection.observe(self._on_selection, list(PLACES))
+        self._watch(session, self._on_session, ["prompt", "edits"])
+        self._watch(session.selection, self._on_selection, list(PLACES))
         self.observe(self._on_place, "place")
         self.on_msg(self._on_message)
 
@@ -93,8 +82,16 @@ class View(anywidget.AnyWidget):
         """Facts beside shape and tokens."""
         return {}
 
-    def exported(self) -> list[dict[str, Any]]:
-        """Questions whose answers a saved page needs."""
+    def exported(self) -> Iterable[dict[str, Any]]:
+        """Questions whose answers a saved page needs; each is answered before the next is made."""
+        return []
+
+    def answer_in_page(self, question: dict[str, Any]) -> Answer:
+        """The answer that a saved page has to a question."""
+        return self._answer(question)
+
+    def given(self) -> list[str]:
+        """Arguments beside the session and the controls, as they stand in code."""
         return []
 
     def companions(self) -> list["View"]:
@@ -109,69 +106,66 @@ class View(anywidget.AnyWidget):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that makes the view look as it does, as plain values."""
-        edits = self.session.edits
         return {
             "view": type(self).__name__,
-            "prompt": self.session.prompt,
+            **session_state(self.session),
             "controls": dict(self.controls),
             "selection": {name: getattr(self.session.selection, name) for name in PLACES},
-            "edits": {n: getattr(edits, n).tolist() for n in ("scale", "mean", "slopes")},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Make the view and its session as `state_dict` found them.
 
         Raises:
-            InputError: the state of another kind of view, or none.
+            InputError: the state of another kind of view or of model, or none.
         """
         if state.get("view") != type(self).__name__:
             raise InputError(
                 f"a state of {state.get('view')!r}, expected one of {type(self).__name__!r}."
             )
-        self.session.prompt = state["prompt"]
-        self.session.edits = type(self.session.edits)(**state["edits"])
-        for name, value in state["selection"].items():
-            setattr(self.session.selection, name, value)
+        load_session(self.session, state)
+        self.session.selection.set(**state["selection"])
         self.controls = dict(state["controls"])
 
     def code(self) -> str:
         """Python that makes this view again, of a model named `model`."""
-        edits, selection = self.session.edits, self.session.selection
-        lines = [f"session = bl.Session(model, {self.session.prompt!r})"]
-        if made := edits.code():
-            off = heads_off(edits.scale)
-            lines.append(
-                f"session.edits = session.edits{made}" + (f"  # off: {off}" if off else "")
-            )
-        places = {name: getattr(selection, name) for name in PLACES}
-        lines.append(f"session.selection.set(**{places!r})")
-        controls = ", ".join(f"{name}={value!r}" for name, value in self.controls.items())
-        lines.append(f"bl.widgets.{type(self).__name__}(session, {controls})".replace(", )", ")"))
-        return "\n".join(lines)
+        places = {name: getattr(self.session.selection, name) for name in PLACES}
+        controls = [f"{name}={value!r}" for name, value in self.controls.items()]
+        arguments = ", ".join(["session", *self.given(), *controls])
+        return "\n".join(
+            [
+                *session_code(self.session),
+                f"session.selection.set(**{places!r})",
+                f"bl.widgets.{type(self).__name__}({arguments})",
+            ]
+        )
 
     def to_html(self, path: Any) -> Path:
         """Write the view as one file that asks for nothing: it opens anywhere, offline.
 
         It holds what the view shows and a choice of heads; what is missing says so when asked for.
+
+        Raises:
+            InputError: the session was closed.
         """
-        views = [self, *self.companions()]
-        text = page(f"{type(self).__name__}: {self.session.prompt}", [v.saved() for v in views])
+        self.session.kept(0)  # a closed session has no answers to save
+        beside = self.companions()
+        views = [view.saved() for view in (self, *beside)]
+        for view in beside:
+            view.close()
+        text = page(f"{type(self).__name__}: {self.session.prompt}", views)
         target = Path(path)
         target.write_text(text, encoding="utf-8")
         return target
 
     def saved(self) -> Saved:
         """The view for a page: script, state, and the answers it will ask for."""
-        answers = {}
+        answers: dict[str, Answer] = {}
         for question in self.exported():
-            whole = {
-                n: int(v) if isinstance(v, float) and v == int(v) else v
-                for n, v in question.items()
-            }
-            name = json.dumps(
-                whole, sort_keys=True, separators=(",", ":")
-            )  # as JavaScript writes it
-            answers[name] = self._answer(dict(question))
+            try:
+                answers[asked(question)] = self.answer_in_page(dict(question))
+            except BloomlabError as error:  # the page says it, as the view does
+                answers[asked(question)] = {"error": str(error)}, []
         state = {name: getattr(self, name) for name in ("controls", "place", "kind", "status")}
         facts = {**self.facts, "static": True}
         return Saved(
@@ -181,6 +175,26 @@ class View(anywidget.AnyWidget):
         )
 
     # -- wiring ------------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the view; the session no longer tells it of changes."""
+        for watched, handler, names in self._watched:
+            watched.unobserve(handler, names)
+        self._watched = ()
+        super().close()
+
+    def _watch(self, watched: Any, handler: Callable[[Any], None], names: list[str]) -> None:
+        watched.observe(handler, names)
+        self._watched += ((watched, handler, names),)
+
+    def _query(self) -> int:
+        """Place of the chosen token; the last one's if none is chosen or the text is shorter."""
+        last, query = len(self.facts["tokens"]) - 1, self.session.selection.query
+        return last if query < 0 else min(last, query)
+
+    def _ipython_display_(self) -> None:
+        bundle, metadata = self._repr_mimebundle_()
+        show(bundle, metadata)
 
     def _repr_mimebundle_(self, **kwargs: Any) -> Any:
         live = super()._repr_mimebundle_(**kwargs)
@@ -214,7 +228,7 @@ class View(anywidget.AnyWidget):
             facts.update(self.describe())
 
         self._reported(fill)
-        self.facts = facts
+        self.facts = plain(facts)
 
     def _on_selection(self, _change: object) -> None:
         self.place = {name: getattr(self.session.selection, name) for name in PLACES}
@@ -246,15 +260,16 @@ class View(anywidget.AnyWidget):
         method = getattr(self, f"answer_{op}", None)
         if method is None:
             raise InputError(f"{type(self).__name__} has no answer to {op!r}.")
-        return method(**question)
+        facts, buffers = method(**question)
+        return plain(facts), buffers
 
     def answer_code(self) -> Answer:
         """Python that makes this view."""
         return {"code": self.code()}, []
 
-    def answer_edit(self, heads: Any, scale: float = 1.0, mean: bool = False) -> Answer:
+    def answer_edit(self, heads: Any, scale: Number = 1.0, mean: bool = False) -> Answer:
         """Scale or average heads in the session."""
-        self.session.edits = self.session.edits.with_heads(heads, scale=scale, mean=mean)
+        self.session.edits = self.session.edits.with_heads(heads, scale=float(scale), mean=mean)
         return {}, []
 
     def _reported(

@@ -63,8 +63,9 @@ class HeadZoom(View):
         """Exact numbers of some cells, float32."""
         if rows * columns > CELLS or min(row, column) < 0 or min(rows, columns) < 1:
             raise InputError(f"{rows} x {columns} numbers from ({row}, {column}) are no block.")
-        queries = slice(row, row + rows)
-        places = np.arange(len(self.session.run(run)))[queries]
+        places = np.arange(len(self.session.run(run)))[row : row + rows]
+        if not len(places):
+            raise InputError(f"no row {row}: the text has {len(self.session.run(run))} tokens.")
         values = self.session.attention(mode, layer, head, which=run, queries=places)
         return {}, [floats(values[:, column : column + columns])]
 

@@ -25,14 +25,14 @@ def test_a_click_looks_at_a_head_everywhere_and_m_masks_it(views):
     assert views.ink("grid", 1) != before
     pattern = views.ink("zoom")
     grid.press("m")
-    views.page.wait_for_function("document.querySelector('.bl').wire.facts().scale[1][3] === 0")
+    views.page.wait_for_function("document.querySelector('.bl').shell.facts.scale[1][3] === 0")
     views.settled()
     assert views.lab.ask("session.edits.scale[1, 3]") == "np.float32(0.0)"
     grid.click(position=views.at_head(2, 7))
     views.settled()
     assert views.ink("zoom") != pattern
     grid.click(position=views.at_head(4, 0), modifiers=["Shift"])
-    views.page.wait_for_function("document.querySelector('.bl').wire.facts().scale[4][0] === 0")
+    views.page.wait_for_function("document.querySelector('.bl').shell.facts.scale[4][0] === 0")
 
 
 def test_hovering_and_colours_ask_the_kernel_nothing(views):
@@ -190,6 +190,6 @@ def test_a_drag_marks_a_block_that_m_masks(views):
     views.page.mouse.move(box["x"] + last["x"], box["y"] + last["y"], steps=4)
     views.page.mouse.up()
     grid.press("m")
-    views.page.wait_for_function("document.querySelector('.bl').wire.facts().scale[4][2] === 0")
+    views.page.wait_for_function("document.querySelector('.bl').shell.facts.scale[4][2] === 0")
     off = views.lab.ask("[tuple(p) for p in (session.edits.scale == 0).nonzero()]")
     assert off.count("3") + off.count("4") >= 4

@@ -62,8 +62,22 @@ def test_a_saved_notebook_keeps_a_picture_and_stays_small(lab_page):
     cells = lab.save()["cells"][1:]
     for cell in cells:
         assert len(json.dumps(cell)) < 100_000
-        png = "".join(cell["outputs"][0]["data"]["image/png"])
+        png = "".join(cell["outputs"][1]["data"]["image/png"])
         assert Image.open(io.BytesIO(base64.b64decode(png))).width > 300
+
+
+def test_a_notebook_that_is_opened_again_shows_the_picture(lab_page):
+    lab = lab_page([START, "widgets.HeadGrid(session)"])
+    Views(lab).settled()
+    picture = lab.cell(1).locator("img")
+    picture.wait_for(state="hidden")  # the live view stands there
+    lab.save()
+    lab.page.evaluate("jupyterapp.commands.execute('kernelmenu:shutdown').then(() => 0)")
+    lab.page.reload()
+    picture.wait_for(timeout=60_000)
+    lab.shot("opened again")
+    lab.page.close()
+    assert all("widget model not found" in problem for problem in lab.problems())
 
 
 def test_a_page_opens_from_a_file_and_asks_nobody(lab_page, tmp_path):

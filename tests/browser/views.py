@@ -10,7 +10,7 @@ session = bl.Session(model, {PROMPT!r})
 session.selection.set(layer=2, head=7)
 """
 EDGE = 34  # pixels of labels beside and (half of it) above a grid
-SENT = "kind => document.querySelector(`.bl[data-kind=${kind}]`).wire.sent"
+SENT = "kind => document.querySelector(`.bl[data-kind=${kind}]`).shell.wire.sent"
 INK = """([kind, which]) => {
     const canvas = document.querySelectorAll(`.bl[data-kind=${kind}] canvas`)[which]
     const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height)

@@ -35,7 +35,7 @@ function scrub(shell) {
     made = answer;
     const logits = asFloats(answer.buffers[0]), ids = new Int32Array(answer.buffers[1].slice().buffer), wide = logits.length / answer.steps.length;
     answer.steps.forEach((one, i) => { one.logits = logits.slice(i * wide, (i + 1) * wide); one.ids = ids.slice(i * wide, (i + 1) * wide); });
-    rows = new Map();
+    rows = { key: "" };
     const select = branch.querySelector("select");
     select.replaceChildren(...answer.names.map((name) => make("option", { value: name, selected: name === answer.name }, name)));
     go.range(0, answer.steps.length - 1);
@@ -44,22 +44,25 @@ function scrub(shell) {
     show();
   }
 
-  function heat() {
-    const at = made.n_prompt + step, [bytes] = [rows.get(step)];
-    if (!bytes) return text.color(Array.from({ length: at + made.steps.length - step }, () => null).map((_, i) => (i < at ? 0 : null)), at);
-    const { n_head: H, n_layer: L } = shell.facts, { layer, head: h } = shell.place, weights = new Array(made.n_prompt + made.steps.length).fill(null);
-    for (let k = 0; k < at; k++) {
-      let w = 0;
-      if (wire.get("mean")) { for (let i = 0; i < L * H; i++) w += valueOf(bytes[i * at + k]); w = Math.sqrt(w / (L * H)); } else w = bytes[(layer * H + h) * at + k] / 255;
-      weights[k] = w;
+  // The rows of a head at all steps come at once: scrubbing asks nothing.
+  async function heat() {
+    const at = made.n_prompt + step, name = made.name, { layer, head: h } = shell.place;
+    const question = wire.get("mean") ? { op: "rows", name, layer: 0, head: -1 } : { op: "rows", name, layer, head: h };
+    const key = canonical(question) + wire.facts().version;
+    if (rows.key !== key) {
+      const answer = await shell.ask(question, { keep: true });
+      if (!answer || made?.name !== name) return;
+      rows = { key, bytes: answer.buffers[0] };
+      return heat();
     }
+    const from = step * made.n_prompt + (step * (step - 1)) / 2, weights = new Array(made.n_prompt + made.steps.length).fill(null);
+    for (let k = 0; k < at; k++) weights[k] = rows.bytes[from + k] / 255;
     text.color(weights, at);
   }
 
-  async function show() {
+  function show() {
     if (!made) return;
     go.value(step);
-    const here = step;
     if (shell.place.step !== step) { clearTimeout(shell.later); shell.later = setTimeout(() => wire.go({ step }), 200); }
     heat();
     distribution();
@@ -67,10 +70,6 @@ function scrub(shell) {
     spark.replaceChildren(chart({ label: "entropy of the next token by step", width: Math.max(300, shell.body.clientWidth - 8), height: 130, lines, xNames: made.steps.map((s) => s.label), yTitle: "nats", xTitle: "generated token", marks: [step] }));
     const one = made.steps[step], reads = Object.entries(one.readings ?? {}).map(([name, values]) => `${name}: ${values.slice(0, 4).map(number).join(", ")}`);
     notes.textContent = [`step ${step}: “${one.label}” · probability ${number(one.probability)} · entropy ${number(one.entropy)} nats · ${number(one.ms)} ms`, made.parent ? `${made.name} left ${made.parent} at step ${made.since}` : "", ...reads].filter(Boolean).join(" · ");
-    if (!rows.has(step)) {
-      const mine = made, answer = await shell.ask({ op: "rows", name: made.name, step }, { keep: true });
-      if (answer && made === mine) { rows.set(here, answer.buffers[0]); if (here === step) heat(); }
-    }
   }
 
   // Temperature, top-k and top-p act on the stored logits: nothing is asked.
@@ -100,7 +99,7 @@ function scrub(shell) {
   shell.ended.signal.addEventListener("abort", () => clearInterval(playing));
   shell.draws.push(() => made && show());
   let prompt = null;
-  shell.refresh = () => { if (shell.facts.prompt !== prompt) { prompt = shell.facts.prompt; made = null; generate({}); } };
+  shell.refresh = () => { if (shell.facts.prompt !== prompt || !made) { prompt = shell.facts.prompt; made = null; generate({}); } };
   shell.placed = () => { if (made) heat(); };
   shell.refresh();
 }

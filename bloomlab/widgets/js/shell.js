@@ -107,6 +107,7 @@ class Shell {
     this.soon = requestAnimationFrame(() => {
       this.soon = 0;
       if (!this.root.clientWidth) return;
+      if (this.unseen) { this.unseen = false; this.refresh?.(); }
       const begun = performance.now();
       this.draws.forEach((f) => f());
       this.drawn = performance.now() - begun;
@@ -115,8 +116,10 @@ class Shell {
 
   changed() { this.refresh?.(); }
 
-  // A question whose answer is drawn; troubles are said, stale answers dropped.
+  // A question whose answer is drawn; troubles are said, stale answers dropped. A view that is not
+  // seen (in a closed tab, not yet in the page) asks nothing and catches up when it is.
   async ask(question, options) {
+    if (!this.root.clientWidth) { this.unseen = true; return null; }
     const begun = performance.now();
     this.root.setAttribute("aria-busy", "true");
     try {

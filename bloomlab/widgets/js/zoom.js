@@ -31,7 +31,7 @@ class Zoom {
 
   set(bytes, tokens, { top = 1, signed = false, rows = tokens } = {}) {
     const n = tokens.length, same = this.n === n;
-    Object.assign(this, { bytes, tokens, rows, n, top, signed, numbers: null });
+    Object.assign(this, { bytes, tokens, rows, n, top, signed, numbers: null, small: null });
     const pen = this.canvas.getContext("2d");
     pen.font = "11px system-ui, 'Noto Sans', sans-serif";
     this.room = Math.ceil(Math.min(96, Math.max(28, ...[...rows, ...tokens].slice(0, 2000).map((t) => pen.measureText(short(t, 13)).width)) + 10));
@@ -40,16 +40,27 @@ class Zoom {
   }
 
   recolor(look = this.look) {
+    if (look?.sink !== this.look?.sink) this.small = null;
     this.look = look;
-    if (!this.bytes) return;
-    const words = table(this.shell.theme, { ...look, signed: this.signed }), middle = this.signed ? 128 : 0;
-    let bytes = this.bytes;
-    if (look?.sink && !this.signed) { bytes = bytes.slice(); for (let row = 1; row < this.n; row++) bytes[row * this.n] = 0; }
-    this.image = painted(this.image ?? document.createElement("canvas"), bytes, this.n, this.n, words);
-    const factor = Math.ceil(this.n / this.size);
-    this.far = null;
-    if (factor > 1) { const small = pooled(bytes, this.n, factor, middle); this.far = { factor, image: painted(document.createElement("canvas"), small.bytes, small.n, small.n, words) }; }
+    this.near = this.far = null;
     this.draw();
+  }
+
+  // What is drawn from: all cells, or blocks of them while there are fewer pixels than cells.
+  source() {
+    const words = () => table(this.shell.theme, { ...this.look, signed: this.signed }), factor = Math.ceil(this.n / this.size);
+    if (factor > 1 && this.k < factor) {
+      if (this.small?.factor !== factor) this.small = { factor, ...pooled(this.cells(), this.n, factor, this.signed ? 128 : 0) };
+      return (this.far ??= { factor, image: painted(document.createElement("canvas"), this.small.bytes, this.small.n, this.small.n, words()) });
+    }
+    return (this.near ??= { factor: 1, image: painted(document.createElement("canvas"), this.cells(), this.n, this.n, words()) });
+  }
+
+  cells() {
+    if (!this.look?.sink || this.signed) return this.bytes;
+    const bytes = this.bytes.slice();
+    for (let row = 1; row < this.n; row++) bytes[row * this.n] = 0;
+    return bytes;
   }
 
   get unit() { return (this.size / this.n) * this.k; }
@@ -89,7 +100,7 @@ class Zoom {
     if (!this.n) return;
     const { size } = this, context = fitted(this.canvas, size + this.room, size + this.room), span = this.n / this.k;
     context.imageSmoothingEnabled = false;
-    const source = this.far && this.k < this.far.factor ? this.far : { factor: 1, image: this.image };
+    const source = this.source();
     context.drawImage(source.image, this.x / source.factor, this.y / source.factor, span / source.factor, span / source.factor, this.room, this.room, size, size);
     context.fillStyle = inkOf(this.shell, "--bl-fg");
     context.font = "11px system-ui, 'Noto Sans', sans-serif";
@@ -104,7 +115,7 @@ class Zoom {
     if (this.k > 1.01) {
       const side = 88, left = this.room + size - side - 6, top = this.room + 6;
       context.globalAlpha = 0.92;
-      context.drawImage(this.far?.image ?? this.image, left, top, side, side);
+      context.drawImage(source.image, left, top, side, side);
       context.globalAlpha = 1;
       context.strokeStyle = inkOf(this.shell, "--bl-accent");
       context.strokeRect(left + (this.x / this.n) * side, top + (this.y / this.n) * side, side / this.k, side / this.k);
@@ -182,8 +193,8 @@ function zoom(shell) {
   for (const [box, which] of [[layer, "layer"], [at, "head"]]) box.addEventListener("change", () => wire.go({ [which]: Math.min(+box.max, Math.max(0, Math.round(+box.value))), query: -1, key: -1 }));
   const mode = choice("show", MODES.slice(0, 5), wire.get("mode"), set("mode", load));
   const form = choice("as", [["matrix", "matrix"], ["lines", "lines"]], wire.get("form"), set("form", draw));
-  const look = () => view.recolor({ scale: wire.get("scale"), gamma: wire.get("gamma"), threshold: wire.get("threshold"), sink: wire.get("sink") });
-  const restyle = () => { look(); draw(); };
+  const looks = () => ({ scale: wire.get("scale"), gamma: wire.get("gamma"), threshold: wire.get("threshold"), sink: wire.get("sink") });
+  const restyle = () => (wire.get("form") === "lines" ? ((view.look = looks()), draw()) : view.bytes && view.recolor(looks()));
   shell.tools.append(make("label", { class: "bl-control" }, "L", layer), make("label", { class: "bl-control" }, "H", at), mode, form,
     slider("gamma", { min: 0.4, max: 2.5, step: 0.1, value: wire.get("gamma") }, set("gamma", restyle)),
     slider("threshold", { min: 0, max: 0.5, step: 0.005, value: wire.get("threshold") }, set("threshold", restyle)),
@@ -203,9 +214,10 @@ function zoom(shell) {
     if (!answer) return;
     const tokens = shell.facts.tokens, n = tokens.length;
     name.textContent = `${head(shell.place.layer, shell.place.head)}${shell.facts.scale[shell.place.layer][shell.place.head] === 0 ? " · off" : ""} · slope ${number(answer.slope)} logits a token`;
-    look();
+    view.look = looks();
+    fit();
     view.set(square(answer.buffers[0], n, answer.signed ? 128 : 0), tokens, answer);
-    draw();
+    if (wire.get("form") === "lines") draw();
     prefetch();
   }
 
@@ -229,10 +241,14 @@ function zoom(shell) {
     shell.say("");
   }
 
+  function fit() {
+    view.size = Math.max(220, Math.min(shell.isFull ? Math.min(shell.body.clientHeight, shell.body.clientWidth) - view.room - 40 : 520, shell.body.clientWidth - view.room - 8));
+  }
+
   function draw() {
     if (!view.n) return;
+    fit();
     const asLines = wire.get("form") === "lines";
-    view.size = Math.max(220, Math.min(shell.isFull ? Math.min(shell.body.clientHeight, shell.body.clientWidth) - view.room - 40 : 520, shell.body.clientWidth - view.room - 8));
     view.el.hidden = asLines;
     lines.hidden = !asLines;
     if (!asLines) return view.draw();
@@ -251,8 +267,8 @@ function zoom(shell) {
     context.fillText(`${head(l, h)}, a preview: click for all tokens`, view.room, view.room - 10);
   });
   let theme = "", seen = "";
-  shell.draws.push(() => { if (theme !== shell.theme) { theme = shell.theme; look(); } draw(); });
-  shell.refresh = load;
+  shell.draws.push(() => { if (theme !== shell.theme) { theme = shell.theme; view.near = view.far = null; } draw(); });
+  shell.refresh = () => setTimeout(load, 20);
   shell.placed = () => { const now = JSON.stringify(question()); if (now !== seen) { seen = now; load(); } else draw(); };
   shell.steered = () => { mode.value(wire.get("mode")); form.value(wire.get("form")); load(); };
   load();
