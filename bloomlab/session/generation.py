@@ -13,10 +13,11 @@ from torch import Tensor
 from bloomlab.errors import InputError
 from bloomlab.experiments.readings import read_stream
 from bloomlab.model.cache import KVCache
-from bloomlab.printable import printable_tokens
+from bloomlab.printable import checked_ids, printable_tokens
 from bloomlab.session.edits import Edits
 
 KEPT = 512  # likeliest tokens of each step
+OWN = {"past_key_values", "interventions", "num_return_sequences"}  # no options here
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -140,8 +141,13 @@ def generate(
         **options: of `model.stream`: do_sample, temperature, top_k, top_p, generator ...
 
     Raises:
-        InputError: no such step, a token outside the vocabulary, no room for new tokens.
+        InputError: no such step, a token outside the vocabulary, no room for new tokens, an option
+            that a session decides.
     """
+    if given := sorted(OWN.intersection(options)):
+        raise InputError(
+            f"{given[0]}: a session generates one row, with a cache and edits of its own."
+        )
     if parent is not None and (
         isinstance(since, bool)
         or not hasattr(since, "__index__")
@@ -151,7 +157,7 @@ def generate(
             f"no step {since}: {parent.name!r} has steps 0 to {len(parent.steps) - 1}."
         )
     taken = [] if parent is None else parent.steps[:since]
-    if token is not None and not 0 <= token < model.config.vocab_size:
+    if token is not None and checked_ids([token])[0] >= model.config.vocab_size:
         raise InputError(f"token {token}: ids run from 0 to {model.config.vocab_size - 1}.")
     if max_new_tokens <= since:
         raise InputError(f"max_new_tokens is {max_new_tokens}, expected more than {since}.")

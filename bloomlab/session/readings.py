@@ -12,6 +12,7 @@ from torch import Tensor
 from bloomlab.analysis.lens import Reading, divergence, log_probabilities, read_streams
 from bloomlab.errors import InputError
 from bloomlab.experiments.attribution import Attribution, attribute_logits
+from bloomlab.printable import checked_ids
 from bloomlab.session.attention import columns_of
 from bloomlab.session.run import Run
 
@@ -37,7 +38,7 @@ class Stream:
     cosines: Float[np.ndarray, "layer pos"]
     points: Float[np.ndarray, "state pos 2"]
     explained: Float[np.ndarray, " 2"]
-    massive: list[dict[str, float]]
+    massive: list[dict[str, Any]]
 
 
 @torch.no_grad()
@@ -53,9 +54,10 @@ def read_lens(run: Run, positions: Any, *, k: int = 5, chosen: Any = ()) -> Read
     Raises:
         InputError: no such position or id.
     """
-    model, ids = run.model, list(chosen)
+    model = run.model
+    ids = checked_ids(chosen)
     at = torch.as_tensor(columns_of(positions, len(run)), device=run.ids.device)
-    if not all(0 <= one < model.config.vocab_size for one in ids):
+    if max(ids, default=0) >= model.config.vocab_size:
         raise InputError(f"ids {ids!r:.80}, expected some of 0 to {model.config.vocab_size - 1}.")
 
     def read(stream: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:

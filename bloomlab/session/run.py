@@ -114,7 +114,7 @@ class Run:
         return self._tiles[key]
 
     @torch.no_grad()
-    def logits(self, position: int = -1) -> Float[Tensor, " vocab"]:
+    def logits(self, position: Any = -1) -> Float[Tensor, " vocab"]:
         """Logits of the token that follows one position, in float32 at least.
 
         Raises:

@@ -10,6 +10,7 @@ from bloomlab.errors import InputError, ShapeError, UnknownNameError
 from bloomlab.experiments.head_ablation import ablate_heads
 from bloomlab.experiments.head_search import prune_order
 from bloomlab.model.heads import BloomForCausalLM
+from bloomlab.model.inflate import whole
 from bloomlab.session.edits import Edits
 from bloomlab.session.generation import Generated, generate
 from bloomlab.session.matching import common_places, likeliest_of_two
@@ -217,7 +218,8 @@ class Session(traitlets.HasTraits):
 
     def importance(self) -> Float[np.ndarray, "layer head"]:
         """What the next-token prediction loses without each head, KL in nats; NaN if pruned."""
-        found = ablate_heads(self.model, self.run("clean").ids, "kl", positions=-1, progress=False)
+        ids, heads = self.run("clean").ids, self._heads()
+        found = ablate_heads(self._swept(), ids, "kl", heads=heads, positions=-1, progress=False)
         return found.matrix.float().numpy()
 
     def least_harm(self, limit: float) -> list[tuple[int, int]]:
@@ -227,11 +229,13 @@ class Session(traitlets.HasTraits):
         """
         ids = self.run("clean").ids
         order = prune_order(
-            self.model, ids, search="iterative", metric="kl", positions=-1, progress=False
+            self._swept(), ids, search="iterative", metric="kl", positions=-1, progress=False
         )
         sizes = np.asarray(order.metrics)
         within = np.flatnonzero(sizes <= limit)
-        return list(order.heads[: int(within.max()) + 1]) if len(within) else []
+        removed = order.heads[: int(within.max()) + 1] if len(within) else ()
+        there = set(self._heads())
+        return [head for head in removed if head in there]
 
     def lens(self, positions: Any, *, which: str = "edited", k: int = 5, chosen: Any = ()) -> Any:
         """Logit lens at some positions; see `readings.read_lens`."""
@@ -268,6 +272,13 @@ class Session(traitlets.HasTraits):
             token=token,
             **options,
         )
+
+    def _heads(self) -> list[tuple[int, int]]:
+        return [(layer, head) for layer in range(self.n_layer) for head in self.kept(layer)]
+
+    def _swept(self) -> Any:
+        """The model with all heads, pruned ones zero: sweeps need a whole one."""
+        return self.model if self.model.config.kept_heads is None else whole(self.model)
 
     def _generate(self, name: str, **options: Any) -> Generated:
         run = self.run("clean")

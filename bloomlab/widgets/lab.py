@@ -61,7 +61,8 @@ class LabView(W.VBox):
 
     def _ipython_display_(self) -> None:
         picture = self.grid._repr_mimebundle_()[0].get(PNG)
-        show({**self._repr_mimebundle_(), **({PNG: picture} if picture else {})}, {})
+        live: Any = self._repr_mimebundle_()
+        show({**live, **({PNG: picture} if picture else {})}, {})
 
     def _on_prompt(self, change: Any) -> None:
         self._main(setattr, self.session, "prompt", change["new"])

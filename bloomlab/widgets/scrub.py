@@ -88,7 +88,7 @@ class GenScrubber(View):
         steps = self._branch(name).steps
         if head < 0:
             rows = [step.rows.mean((0, 1)) for step in steps]
-        elif head in self.session.kept(layer):
+        elif 0 <= layer < self.session.n_layer and head in self.session.kept(layer):
             rows = [step.rows[layer, head] for step in steps]
         else:
             raise InputError(f"no head L{layer}H{head}.")

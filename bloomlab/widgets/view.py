@@ -12,6 +12,7 @@ from bloomlab.widgets.main_thread import MainThread
 from bloomlab.widgets.pack import plain
 from bloomlab.widgets.page import Saved, asked, packed, page
 from bloomlab.widgets.protocol import ViewSession
+from bloomlab.widgets.saying import said
 from bloomlab.widgets.showing import show
 from bloomlab.widgets.source import script, style
 from bloomlab.widgets.state import load_session, session_code, session_state
@@ -280,20 +281,10 @@ class View(anywidget.AnyWidget):
         try:
             work()
             return
-        except BloomlabError as error:
-            message = str(error)
-        except KeyboardInterrupt:
-            message = "interrupted: the kernel stopped what it was doing; ask again"
-        except MemoryError:
-            message = "out of memory: take a shorter prompt"
-        except RuntimeError as error:
-            if "memory" not in str(error):
-                message = f"unexpected: {type(error).__name__}: {error}"
+        except (Exception, KeyboardInterrupt) as error:
+            message, expected = said(error)
+            if not expected:
                 raise
-            message = f"out of memory: take a shorter prompt ({str(error).splitlines()[0]})"
-        except Exception as error:
-            message = f"unexpected: {type(error).__name__}: {error}"
-            raise
         finally:
             if message:
                 self.status = message

@@ -1,21 +1,17 @@
-"""Views in a real browser against bertviz and CircuitsVis: times, bytes, memory, on one model.
+"""Views in a real browser, beside bertviz and CircuitsVis: times, bytes, memory, on one model.
 
-    python -m tests.bench.bench_views [--libraries FOLDER]
+    python -m tests.bench.bench_views [--libraries FOLDER] [--only views|peers]
 
 A random BLOOM of 24 layers x 16 heads in JupyterLab; times are measured in the page, from the event
-to the second frame after it, over 30 interactions. The peers draw the same model's attention in the
-same browser; they load their libraries from the network, so FOLDER needs require.min.js,
-d3.min.js and jquery.min.js for bertviz to draw at all.
+to the second frame after it, over 30 interactions. For the peers see `view_peers`.
 """
 
 import argparse
-import json
 import re
 import statistics
-import tempfile
-import time
 from pathlib import Path
 
+from tests.bench.view_peers import peers
 from tests.browser.browsing import Browser
 from tests.browser.jupyter import LIGHT, JupyterLab, notebook
 from tests.browser.page import LabPage
@@ -41,8 +37,10 @@ rss = lambda: gc.collect() * 0 + psutil.Process().memory_info().rss
 with torch.no_grad():
     model(text(64)); model(text(256))
 """
-VIEWS = ("HeadGrid", "HeadZoom", "TokenStrip", "HeadMaskLab", "GenScrubber", "LensTable")
-OTHERS = ("AlibiView", "HiddenStates", "CompareRuns")
+VIEWS = (
+    *("HeadGrid", "HeadZoom", "TokenStrip", "HeadMaskLab", "GenScrubber", "LensTable"),
+    *("AlibiView", "HiddenStates", "CompareRuns"),
+)
 # How long an act takes to its picture, and the bytes that came.
 PAINTED = """async ([kind, op, act]) => {
     const root = document.querySelector(`.bl[data-kind=${kind}]`), begun = performance.now()
@@ -51,7 +49,8 @@ PAINTED = """async ([kind, op, act]) => {
         root.removeEventListener('bloomlab:painted', hear)
         done({ ms: performance.now() - begun, bytes: e.detail.bytes }) }))
     new Function('root', act)(root)
-    return Promise.race([painted, new Promise((_, no) => setTimeout(() => no(`${kind} ${op}: no picture`), 6e4))]) }"""
+    const late = new Promise((_, no) => setTimeout(() => no(`${kind} ${op}: no picture`), 6e4))
+    return Promise.race([painted, late]) }"""
 # How long an act that asks nobody keeps the page busy: its handlers, and the drawing they ask for.
 BUSY = """async ([kind, act]) => {
     const root = document.querySelector(`.bl[data-kind=${kind}]`), { shell } = root
@@ -63,7 +62,9 @@ BUSY = """async ([kind, act]) => {
     return { ms: handled + shell.drawn, asked: shell.wire.sent - sent } }"""
 FRESH = "root.shell.wire.kept.clear(); root.shell.refresh()"
 GO = "root.shell.wire.go({{ layer: {}, head: {}, query: -1, key: -1 }})"
-SLIDE = "const bar = root.querySelector('[aria-label={}]'); bar.value = {}; bar.dispatchEvent(new Event('input'))"
+SLIDE = """const bar = root.querySelector('[aria-label={}]')
+    bar.value = {}
+    bar.dispatchEvent(new Event('input'))"""
 HOVER = """const over = root.querySelector('.bl-over'), box = over.getBoundingClientRect()
     over.dispatchEvent(new PointerEvent('pointermove', {{
         bubbles: true, clientX: box.left + 40 + {}, clientY: box.top + 30 + {} }}))"""
@@ -79,6 +80,11 @@ def row(name, values, target, note=""):
     middle, most = statistics.median(values), p95(values)
     verdict = "ok" if most <= target else "ABOVE"
     print(f"{name:58} {middle:8.1f} {most:8.1f} {target:8} ms  {verdict}  {note}", flush=True)
+
+
+def number_after(word, text):
+    """The milliseconds that a line gives after a word."""
+    return float(re.search(rf"{word} ([\d.e+]+) ms", text)[1])
 
 
 class Bench:
@@ -158,9 +164,7 @@ def measure(bench):
         bench.painted("mask", "next", head)
         bench.settle()
         said = bench.page.locator(".bl[data-kind=mask] .bl-facts").text_content()
-        forward, whole = (
-            float(re.search(rf"{word} ([\d.e+]+) ms", said)[1]) for word in ("forward", "picture")
-        )
+        forward, whole = (number_after(word, said) for word in ("forward", "picture"))
         over.append(whole - forward)
     row("mask to new top-k, beyond the forward", over, 80)
     bench.run("session.edits = type(session.edits).none(24, 16)")
@@ -191,80 +195,13 @@ def heap(bench):
 def sizes(bench):
     """Bytes in saved notebooks, pages, and beside the model."""
     bench.text(256)
-    code = "[(w, len(json.dumps(v.get_state(), default=str)) + 4 * len(v.still()) // 3) for w in {!r} for v in [getattr(widgets, w)(session)]]"
-    bench.run("import json")
-    for name, size in eval(bench.ask(code.format(VIEWS + OTHERS))):
+    bench.run("import json\nsaved = lambda v: len(json.dumps(v.get_state(), default=str))")
+    for name in VIEWS:
+        bench.run(f"view = widgets.{name}(session)")
+        size = int(bench.ask("saved(view) + 4 * len(view.still()) // 3"))
         print(f"saved notebook, {name}: {size / 1e3:.0f} kB (300)")
     page = int(bench.ask("widgets.HeadGrid(session).to_html('/tmp/page.html').stat().st_size"))
     print(f"page of grid and 16 heads, 256 tokens: {page / 1e6:.2f} MB (2)")
-
-
-def peers(bench, browser, libraries):
-    """What bertviz and CircuitsVis make of the same attention."""
-    tools = {
-        "bertviz head_view": "head_view(list(a), tokens, html_action='return').data",
-        "bertviz model_view": "model_view(list(a), tokens, html_action='return').data",
-        "CircuitsVis heads": "str(cv.attention.attention_heads(a.flatten(0, 2), tokens))",
-    }
-    bench.run(
-        "from bertviz import head_view, model_view\nimport circuitsvis as cv\nimport numpy as np"
-    )
-    marks = {
-        "bertviz head_view": "svg rect",
-        "bertviz model_view": "svg line",
-        "CircuitsVis heads": "canvas",
-    }
-    for name, sizes_ in (
-        ("bertviz head_view", (64, 128, 256)),
-        ("bertviz model_view", (16, 32, 64)),
-        ("CircuitsVis heads", (16, 32)),
-    ):
-        for n in sizes_:
-            bench.run(
-                f"s = bl.Session(model, text({n})); r = s.run(); tokens = r.tokens\na = torch.from_numpy(r.patterns())[:, None]"
-            )
-            with tempfile.TemporaryDirectory() as folder:
-                file = Path(folder, "peer.html")
-                bench.run(
-                    f"t = time.perf_counter(); h = {tools[name]}; t = time.perf_counter() - t\nn = open({str(file)!r}, 'w').write('<!doctype html><meta charset=utf-8><body>' + h)"
-                )
-                seconds, size = float(bench.ask("t")), file.stat().st_size / 1e6
-                drawn = render(browser, file, marks[name], libraries)
-            print(
-                f"{name}, {n} tokens: {size:.1f} MB, {seconds:.1f} s in the kernel, {drawn}",
-                flush=True,
-            )
-
-
-def render(browser, file, mark, libraries):
-    """How long a page takes until it draws; libraries come from a folder, or not at all."""
-    page = browser.page()
-    page.route(re.compile("^https?://"), lambda route: serve(route, libraries))
-    begun = time.perf_counter()
-    try:
-        page.goto(f"file://{file}", timeout=60_000, wait_until="commit")
-        page.wait_for_selector(mark, state="attached", timeout=60_000)
-        page.evaluate(
-            "() => new Promise(r => requestAnimationFrame(() => requestAnimationFrame(r)))"
-        )
-        return f"drawn after {time.perf_counter() - begun:.1f} s"
-    except Exception as error:
-        return f"not drawn in 60 s ({type(error).__name__})"
-    finally:
-        page.close()
-
-
-def serve(route, libraries):
-    """A library from the folder."""
-    name = re.search(r"(require|d3|jquery)", route.request.url)
-    file = libraries / f"{name[1]}.min.js" if libraries and name else None
-    if file is None or not file.exists():
-        return route.abort()
-    return route.fulfill(
-        path=file,
-        content_type="application/javascript",
-        headers={"access-control-allow-origin": "*"},
-    )
 
 
 def main():
@@ -272,32 +209,31 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--libraries", type=Path)
-    parser.add_argument("--peers", action="store_true", help="only the peers")
+    parser.add_argument("--libraries", type=Path, help="what bertviz would load from the network")
+    parser.add_argument("--only", choices=("views", "peers"))
     chosen = parser.parse_args()
-    start = "before = rss()\nsession = bl.Session(model, text(1024))\ngrid = widgets.HeadGrid(session)\ngrid"
-    memory = "widgets.HeadZoom(session)", "beside = rss() - before"
     cells = [
         MODEL,
-        start,
-        *memory,
+        "before = rss()\nsession = bl.Session(model, text(1024))\nwidgets.HeadGrid(session)",
+        "widgets.HeadZoom(session)",
+        "beside = rss() - before",
         "widgets.HeadMaskLab(session)",
         "widgets.GenScrubber(session, max_new_tokens=32)",
     ]
     with Browser() as browser, JupyterLab(windowing="none") as server:
         lab = LabPage(browser, server)
-        lab.open(notebook(*cells[: 1 if chosen.peers else None]), theme=LIGHT)
+        lab.open(notebook(*cells[: 1 if chosen.only == "peers" else None]), theme=LIGHT)
         lab.run_all()
         bench = Bench(lab)
-        if not chosen.peers:
+        if chosen.only != "peers":
             bench.settle()
-            print(
-                f"kernel beside the model, 1024 tokens: {int(bench.ask('beside')) / 1e6:.0f} MB (250)"
-            )
+            beside = int(bench.ask("beside")) / 1e6
+            print(f"kernel beside the model, grid and a head, 1024 tokens: {beside:.0f} MB (250)")
             measure(bench)
             heap(bench)
             sizes(bench)
-        peers(bench, browser, chosen.libraries)
+        if chosen.only != "views":
+            peers(bench, browser, chosen.libraries)
 
 
 if __name__ == "__main__":

@@ -160,12 +160,14 @@ def contrast(page):
         const light = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(v => { v /= 255;
             return v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4 });
             return 0.2126 * r + 0.7152 * g + 0.0722 * b }
+        const texts = '.bl-title,.bl-control,.bl-status,.bl-tag,.bl-note'
         let least = 21
         for (const root of document.querySelectorAll('.bl')) {
             const ground = light(getComputedStyle(root).backgroundColor)
-            for (const el of root.querySelectorAll('.bl-title,.bl-control,.bl-status,.bl-tag,.bl-note')) {
+            for (const el of root.querySelectorAll(texts)) {
                 const ink = light(getComputedStyle(el).color)
-                least = Math.min(least, (Math.max(ink, ground) + 0.05) / (Math.min(ink, ground) + 0.05))
+                const [low, high] = [ink, ground].sort((a, b) => a - b)
+                least = Math.min(least, (high + 0.05) / (low + 0.05))
             }
         }
         return least }"""

@@ -103,22 +103,21 @@ def test_what_goes_wrong_is_said_and_the_view_stays_usable(lab_page):
         lab_page([START, "grid = widgets.HeadGrid(session)\ngrid", "widgets.HeadMaskLab(session)"])
     )
     views.settled()
-    views.lab.ask(
-        'exec(\'import torch; w = model.blocks[3].attn.qkv.weight; old = w[0].clone(); w.data[0] = float("nan"); session.refresh(); session.prompt += " a"\', globals())'
-    )
+    views.run("weight = model.blocks[3].attn.qkv.weight.data")
+    views.run("kept = weight[0].clone(); weight[0] = float('nan')")
+    views.run("session.refresh(); session.prompt += ' a'")
     views.says("grid", "NaN")
-    views.lab.ask("exec('w.data[0] = old; session.prompt += \" b\"', globals())")
+    views.run("weight[0] = kept; session.prompt += ' b'")
     views.page.wait_for_function("!document.querySelector('.bl .bl-trouble')")
-    views.lab.ask(
-        "exec('real = session.importance; session.importance = lambda: __import__(\"time\").sleep(30)', globals())"
-    )
+    views.run("import time; real = session.importance")
+    views.run("session.importance = lambda: time.sleep(30)")
     views.root("grid").get_by_label("show").select_option("importance")
     views.page.wait_for_timeout(800)
     views.page.evaluate(
         "jupyterapp.shell.currentWidget.sessionContext.session.kernel.interrupt().then(() => 0)"
     )
     views.says("grid", "interrupted")
-    views.lab.ask("exec('session.importance = real', globals())")
+    views.run("session.importance = real")
     views.root("grid").get_by_label("show").select_option("value")
     views.page.wait_for_function("!document.querySelector('.bl .bl-trouble')")
     views.lab.ask("session.close()")

@@ -62,7 +62,8 @@ def test_any_text_is_text(show):
     )
     assert views.page.locator(".bl script, .bl b").count() == 0
     text = "".join(views.root("strip").locator(".bl-token").all_text_contents())
-    assert "<b>" in text and "script" in text
+    assert "<b>" in text
+    assert "script" in text
     assert "مرحبا" in text.replace("\u2068", "").replace("\u2069", "").replace("␣", " ")
     views.lab.shot("scripts", of=".bl[data-kind=strip]")
     views.lab.shot("scripts zoom", of=".bl[data-kind=zoom]")
@@ -84,7 +85,8 @@ def test_masks_change_the_next_token(show):
     facts.filter(has_text="from layer 1").wait_for()
     value = float(views.lab.ask("session.next_tokens()['kl']"))
     assert f"edited) {value:.3g} nats" in facts.text_content()
-    assert "drawing" in facts.text_content() and "click to picture" in facts.text_content()
+    assert "drawing" in facts.text_content()
+    assert "click to picture" in facts.text_content()
     views.page.keyboard.press("5")
     mask.get_by_role("gridcell", name="L1H0: ×0.5").wait_for()
     views.page.keyboard.press("a")
@@ -174,14 +176,12 @@ def test_lens_slopes_and_streams_answer(show):
 
 def test_runs_are_compared_and_pruned_models_looked_at(show):
     views = show(
-        "other = bl.Session(model, 'The golden parrot met a green')\nwidgets.CompareRuns(session, other, layout='6')",
+        "other = bl.Session(model, 'The golden parrot met a green')",
+        "widgets.CompareRuns(session, other, layout='6')",
         CURVE,
     )
     compare = views.root("compare")
-    assert (
-        "6 of 21 and 7 tokens" in compare.locator(".bl-tag").text_content()
-        or "aligned" in compare.locator(".bl-tag").text_content()
-    )
+    assert "of 21 and" in compare.locator(".bl-tag").text_content()
     assert compare.locator("figure").count() == 6
     compare.get_by_label("layout").select_option("1")
     views.page.wait_for_function("document.querySelectorAll('.bl-compare figure').length === 1")

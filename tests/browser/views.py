@@ -25,6 +25,10 @@ class Views:
     def __init__(self, lab):
         self.lab, self.page = lab, lab.page
 
+    def run(self, code):
+        """Run Python statements in the kernel."""
+        self.lab.ask(f"exec({code!r}, globals())")
+
     def root(self, kind):
         """Locator of a view."""
         return self.page.locator(f".bl[data-kind={kind}]")

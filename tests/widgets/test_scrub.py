@@ -97,6 +97,7 @@ def test_sampling_obeys_its_options(scrubber):
     ("op", "question", "said"),
     [
         ("rows", {"name": "main", "layer": 0, "head": 8}, "L0H8"),
+        ("rows", {"name": "main", "layer": 6, "head": 0}, "L6H0"),
         ("rows", {"name": "twig", "layer": 0, "head": 0}, "twig"),
         ("branch_of", {"name": "twig"}, "twig"),
         ("branch", {"parent": "twig", "step": 0, "token": 1, "max_new_tokens": 2}, "twig"),

@@ -10,7 +10,7 @@ const PLUS = { light: "#b8430a", dark: "#ff9a55" };
 function rgb(hex) { return [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16)); }
 
 function mixed(stops, t) {
-  const x = Math.min(1, Math.max(0, t)) * (stops.length - 1), i = Math.min(stops.length - 2, Math.floor(x));
+  const x = Math.min(1, Math.max(0, t || 0)) * (stops.length - 1), i = Math.min(stops.length - 2, Math.floor(x));
   const a = rgb(stops[i]), b = rgb(stops[i + 1]);
   return a.map((v, c) => Math.round(v + (b[c] - v) * (x - i)));
 }
@@ -49,8 +49,15 @@ function valueOf(byte, top = 1, signed = false) {
   return Math.sign(root) * root * root * top;
 }
 
+// Least and largest of the finite ones.
+function extent(values) {
+  let low = Infinity, high = -Infinity;
+  for (const v of values) if (Number.isFinite(v)) { if (v < low) low = v; if (v > high) high = v; }
+  return low > high ? [0, 1] : [low, high];
+}
+
 function number(value) {
-  if (!Number.isFinite(value)) return String(value);
+  if (value == null || !Number.isFinite(value)) return "not a number";
   const size = Math.abs(value);
   if (size === 0) return "0";
   return size >= 1000 || size < 0.001 ? value.toExponential(1) : value.toPrecision(3).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "");

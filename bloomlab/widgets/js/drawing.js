@@ -24,8 +24,7 @@ function chart({ label, width = 460, height = 220, lines, xTitle, yTitle, xNames
   const all = (name) => lines.flatMap((one) => [...(one[name] ?? [])]).filter(Number.isFinite);
   const forX = logX ? (v) => Math.log2(v) : (v) => v, xs = all("x").map(forX);
   const ys = [...all("y"), ...all("low"), ...all("high")];
-  const [x0, x1] = [Math.min(...xs, Infinity), Math.max(...xs, -Infinity)];
-  const [y0, y1] = range ?? [Math.min(...ys, Infinity), Math.max(...ys, -Infinity)];
+  const [x0, x1] = extent(xs), [y0, y1] = range ?? extent(ys);
   const px = (v) => pad.l + ((forX(v) - x0) / (x1 - x0 || 1)) * w, py = (v) => pad.t + hgt - ((v - y0) / (y1 - y0 || 1)) * hgt;
   const picture = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "bl-chart", role: "img", "aria-label": label, width, height });
   if (!ys.length) return picture;

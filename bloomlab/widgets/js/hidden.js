@@ -52,7 +52,7 @@ function hidden(shell) {
     if (what === "paths") return paths();
     const n = shell.facts.tokens.length, R = rows(), w = unit(), step = Math.ceil(14 / w), context = fitted(canvas, 40 + n * w + 8, R * 20 + 24 + 7 * Math.max(...shell.facts.tokens.map((t) => [...short(t, 13)].length)));
     canvas.setAttribute("aria-label", `${what} of ${n} tokens by layer`);
-    const values = data[what], positive = [...values].filter((v) => v > 0), low = Math.log(Math.min(...positive)), high = Math.log(Math.max(...positive)), at = ramp(shell.theme), two = divide(shell.theme);
+    const values = data[what], [low, high] = extent(values.map((v) => (v > 0 ? Math.log(v) : NaN))), at = ramp(shell.theme), two = divide(shell.theme);
     context.font = "11px system-ui, 'Noto Sans', sans-serif";
     for (let l = 0; l < R; l++) {
       for (let i = 0; i < n; i++) {
@@ -80,8 +80,8 @@ function hidden(shell) {
   function paths() {
     const n = shell.facts.tokens.length, S = shell.facts.n_layer + 1, side = Math.min(560, Math.max(260, shell.body.clientWidth - 40)), context = fitted(canvas, side, side), p = data.points;
     canvas.setAttribute("aria-label", `paths of ${n} tokens through ${S} states in the plane of two principal components`);
-    const xs = p.filter((_, i) => i % 2 === 0), ys = p.filter((_, i) => i % 2), span = Math.max(Math.max(...xs) - Math.min(...xs), Math.max(...ys) - Math.min(...ys)) || 1;
-    const x = (v) => 20 + ((v - Math.min(...xs)) / span) * (side - 40), y = (v) => side - 20 - ((v - Math.min(...ys)) / span) * (side - 40), colors = palette(shell.theme);
+    const [x0, x1] = extent(p.filter((_, i) => i % 2 === 0)), [y0, y1] = extent(p.filter((_, i) => i % 2)), span = Math.max(x1 - x0, y1 - y0) || 1;
+    const x = (v) => 20 + ((v - x0) / span) * (side - 40), y = (v) => side - 20 - ((v - y0) / span) * (side - 40), colors = palette(shell.theme);
     context.font = "11px system-ui, 'Noto Sans', sans-serif";
     const chosen = shell.place.query;
     for (let i = 0; i < n; i++) {

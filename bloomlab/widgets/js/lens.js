@@ -13,7 +13,9 @@ function lens(shell) {
   let columns = new Map(), other = new Map(), picked = null;
 
   function range() {
-    const n = shell.facts.tokens.length, first = Math.max(0, Math.floor(scroller.scrollLeft / COLUMN) - 1);
+    const n = shell.facts.tokens.length;
+    if (shell.facts.static) return [0, n]; // a page has all columns, as one answer
+    const first = Math.max(0, Math.floor(scroller.scrollLeft / COLUMN) - 1);
     return [first, Math.min(n, first + Math.ceil((scroller.clientWidth || 800) / COLUMN) + 2)];
   }
 

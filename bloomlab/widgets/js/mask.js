@@ -82,7 +82,7 @@ function mask(shell) {
     if (!answer) return;
     const begun = performance.now();
     result.replaceChildren(make("div", { class: "bl-legend" }, make("span", {}, make("i", { class: "bl-before" }), "all heads"), make("span", {}, make("i", { class: "bl-after" }), "edited")),
-      bars(answer.labels.map((label, i) => ({ label, before: answer.before[i], after: answer.after[i], note: `${answer.logits[i] >= 0 ? "+" : "−"}${number(Math.abs(answer.logits[i]))} logits` })), { unit: "probability" }));
+      bars(answer.labels.map((label, i) => ({ label, before: answer.before[i], after: answer.after[i], note: answer.logits[i] == null ? "" : `${answer.logits[i] >= 0 ? "+" : "−"}${number(Math.abs(answer.logits[i]))} logits` })), { unit: "probability" }));
     const drawn = performance.now() - begun, whole = shell.began ? ` · click to picture ${number(performance.now() - shell.began)} ms` : "";
     shell.began = 0;
     facts.textContent = `KL(all heads ‖ edited) ${number(answer.kl)} nats · forward ${number(answer.forward_ms)} ms from layer ${answer.first} · drawing ${number(drawn)} ms${whole}`;
