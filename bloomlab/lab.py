@@ -22,6 +22,6 @@ class Lab(LabView):
 
     def __init__(self, model: Any, prompt: str | None = None) -> None:
         session = model if isinstance(model, Session) else Session(model, START)
+        super().__init__(session)
         if prompt is not None:
             session.prompt = prompt
-        super().__init__(session)

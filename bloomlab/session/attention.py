@@ -177,8 +177,13 @@ class Attention:
         columns = torch.arange(n_pos, device=x.device)
         if queries is not None:
             columns = columns[columns_of(queries, n_pos)]
-        q = torch.einsum("pm,hmd->hpd", x[columns], attn.W_Q[places]) + attn.b_Q[places][:, None]
-        k = torch.einsum("pm,hmd->hpd", x, attn.W_K[places]) + attn.b_K[places][:, None]
+        if torch.finfo(x.dtype).bits < 32:  # rounded as the whole projection of a forward rounds
+            parts = attn.qkv(x).view(n_pos, attn.n_head, 3, attn.d_head)[:, places].transpose(0, 1)
+            q, k = parts[:, columns, 0], parts[:, :, 1]
+        else:
+            q = torch.einsum("pm,hmd->hpd", x[columns], attn.W_Q[places])
+            q = q + attn.b_Q[places][:, None]
+            k = torch.einsum("pm,hmd->hpd", x, attn.W_K[places]) + attn.b_K[places][:, None]
         positions = torch.arange(n_pos, device=x.device)[None]
         bias = AttentionBias(
             query_positions=positions[:, columns],

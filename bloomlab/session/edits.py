@@ -1,5 +1,6 @@
 """What is changed in a model while it runs: heads scaled or averaged, slopes scaled."""
 
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,7 +16,7 @@ from bloomlab.interventions import Intervention, mean_heads, scale_heads, scale_
 LARGEST = 10.0  # factor of a head or a slope
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Edits:
     """Edits of all heads; arrays are read-only, methods give new edits.
 
@@ -49,6 +50,9 @@ class Edits:
         ones = np.ones((n_layer, n_head), dtype=np.float32)
         return cls(scale=ones, mean=np.zeros(ones.shape, dtype=bool), slopes=ones)
 
+    def __repr__(self) -> str:
+        return f"Edits(){self.code()}" if not self.is_none else "Edits(): nothing is changed"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Edits) and self.key == other.key
 
@@ -57,18 +61,24 @@ class Edits:
     @cached_property
     def key(self) -> tuple[tuple[int, ...], bytes, bytes, bytes]:
         """Equal for equal edits."""
-        arrays = self.scale, self.mean, self.slopes
-        return self.scale.shape, *(one.tobytes() for one in arrays)
+        shape, scale = self.scale.shape, self.scale.tobytes()
+        return shape, scale, self.mean.tobytes(), self.slopes.tobytes()
 
     @property
     def is_none(self) -> bool:
         """Whether nothing is changed."""
         return self == Edits.none(*self.scale.shape)
 
-    def with_heads(self, heads: Any, *, scale: Any = 1.0, mean: bool = False) -> "Edits":
-        """Other factors for some heads, [(layer, head)]; 0 switches them off."""
+    def with_heads(self, heads: Any, *, scale: Any = 0.0, mean: bool = False) -> "Edits":
+        """Another factor for some heads, [(layer, head), ...]; without one they are silenced.
+
+        With `mean` they write their mean instead.
+
+        Raises:
+            InputError: no such heads.
+        """
         scales, means = self.scale.copy(), self.mean.copy()
-        for layer, head in heads:
+        for layer, head in _checked_pairs(heads):
             self.require(layer, head)
             means[layer, head] = mean
             scales[layer, head] = 1.0 if mean else _numbers("scale", scale)
@@ -157,3 +167,13 @@ def _shortest(factor: Any) -> str:
 
 def _pairs(chosen: Bool[np.ndarray, "layer head"]) -> str:
     return repr([tuple(pair) for pair in np.argwhere(chosen).tolist()])
+
+
+def _checked_pairs(heads: Any) -> list[tuple[int, int]]:
+    try:
+        pairs = [(operator.index(layer), operator.index(head)) for layer, head in heads]
+    except (TypeError, ValueError):
+        raise InputError(
+            f"heads are {heads!r:.60}, expected pairs of layer and head, such as [(2, 7), (1, 0)]."
+        ) from None
+    return pairs

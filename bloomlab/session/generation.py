@@ -20,7 +20,7 @@ KEPT = 512  # likeliest tokens of each step
 OWN = {"past_key_values", "interventions", "num_return_sequences"}  # no options here
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class GeneratedStep:
     """One token, and how it came about.
 
@@ -29,6 +29,7 @@ class GeneratedStep:
         label: printable.
         ids: the likeliest next tokens, at most 512.
         logits: theirs, before temperature and truncation.
+        scale: log of the sum of exp(logit) over the whole vocabulary.
         entropy: of the whole distribution, in nats.
         probability: of the token.
         seconds: time of the step; of a step taken over from another branch, that step's.
@@ -40,14 +41,18 @@ class GeneratedStep:
     label: str
     ids: Int[np.ndarray, " top"]
     logits: Float[np.ndarray, " top"]
+    scale: float
     entropy: float
     probability: float
     seconds: float
     rows: Float[np.ndarray, "layer head key"]
     readings: dict[str, list[float]]
 
+    def __repr__(self) -> str:
+        return f"GeneratedStep({self.label!r}, probability {self.probability:.3g})"
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Generated:
     """A prompt and what followed.
 
@@ -68,6 +73,11 @@ class Generated:
     parent: str
     since: int
     edits: Edits
+
+    def __repr__(self) -> str:
+        said = "".join(step.label for step in self.steps)
+        left = f", left {self.parent!r} at step {self.since}" if self.parent else ""
+        return f"Generated({self.name!r}{left}, {len(self.steps)} steps: {said!r})"
 
     @property
     def ids(self) -> list[int]:
@@ -174,11 +184,9 @@ def generate(
         model, text, readouts, interventions=[*edits.interventions(kept, means), rows], **options
     )
     for step, values in found:
-        now = time.perf_counter()
-        steps.append(
-            _step(model, step, rows.rows(model.config.n_head).numpy(), values, now - begun)
-        )
-        begun = now
+        seconds = time.perf_counter() - begun
+        steps.append(_step(model, step, rows.rows(model.config.n_head).numpy(), values, seconds))
+        begun = time.perf_counter()
     return Generated(
         name=name,
         prompt=prompt,
@@ -199,6 +207,7 @@ def _step(model: Any, step: Any, rows: Any, values: Any, seconds: float) -> Gene
         label=printable_tokens(model.tokenizer, [token])[0],
         ids=best.indices.cpu().numpy(),
         logits=best.values.cpu().numpy(),
+        scale=float(logits.logsumexp(-1)),
         entropy=float(-(logprob.exp() * logprob).sum()),
         probability=float(logprob[token].exp()),
         seconds=seconds,

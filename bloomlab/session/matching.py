@@ -47,19 +47,20 @@ def likeliest_of_two(first: Run, second: Run, k: int) -> tuple[list[str], list[f
 
     Tokens of another vocabulary are matched by what they spell; 0 where it has no such token.
     """
-    runs = (first, second)
-    sizes = [run.logits().softmax(-1).cpu() for run in runs]
-    found: dict[tuple[int | None, int | None], tuple[str, float, float]] = {}
-    for place, run in enumerate(runs):
-        for token in sizes[place].topk(min(k, len(sizes[place]))).indices.tolist():
-            pair = (token, _twin(token, run, second)), (_twin(token, run, first), token)
-            ids = pair[place]
-            if ids not in found:
-                values = (
-                    0.0 if i is None else float(some[i]) for i, some in zip(ids, sizes, strict=True)
-                )
-                found[ids] = (run.labels([token])[0], *values)
-    best = sorted(found.values(), key=lambda one: -max(one[1:]))[:k]
+    sizes = [run.logits().softmax(-1).cpu() for run in (first, second)]
+    top = [one.topk(min(k, len(one))).indices.tolist() for one in sizes]
+    pairs = [(token, _twin(token, first, second)) for token in top[0]]
+    pairs += [(_twin(token, second, first), token) for token in top[1]]
+    found: list[tuple[str, float, float]] = []
+    for mine, its in dict.fromkeys(pairs):
+        label = first.labels([mine]) if mine is not None else second.labels([its])
+        before, after = (
+            0.0 if token is None else float(size[token])
+            for token, size in zip((mine, its), sizes, strict=True)
+        )
+        found.append((label[0], before, after))
+    found.sort(key=lambda one: -max(one[1:]))
+    best = found[:k]
     return [one[0] for one in best], [one[1] for one in best], [one[2] for one in best]
 
 

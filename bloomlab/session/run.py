@@ -21,7 +21,7 @@ from bloomlab.session.edits import Edits
 PER_LAYER = 24  # times d_model: what a layer needs at once for each token
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
 class Run:
     """One text that the model read, whole, and what is left: the residual stream.
 
@@ -51,6 +51,9 @@ class Run:
     def n_head(self) -> int:
         """Number of heads in a layer, pruned ones counted."""
         return self.model.config.n_head
+
+    def __repr__(self) -> str:
+        return f"Run({len(self)} tokens, {self.n_layer} x {self.n_head} heads, {self.edits!r})"
 
     def __len__(self) -> int:
         return self.ids.shape[1]
@@ -195,6 +198,8 @@ def run_text(model: Any, ids: Int[Tensor, "1 pos"], edits: Edits, clean: Run | N
             start_at_layer=None if clean is None else start,
             use_cache=False,
         )
+    if ids.is_cuda:
+        torch.cuda.synchronize()  # the time is the forward's, not that of asking for it
     streams = [] if clean is None else clean.resid[:start]
     tiles = {} if clean is None else clean.tiles_before(start, edits)
     return Run(

@@ -17,6 +17,11 @@ class AlibiView(View):
 
     The slider changes the slope of the chosen head in the running model; the next token and the KL
     from the intact prediction follow. `value` is a table of slopes.
+
+    Args:
+        session: what is looked through.
+        prompt: a new prompt of the session; None leaves it.
+        **controls: distance (tokens back) 8 to 512.
     """
 
     name = "alibi"
@@ -35,10 +40,10 @@ class AlibiView(View):
         ]
         return pd.DataFrame(rows, columns=["layer", "head", "slope", "factor"])
 
-    def answer_slopes(self, layer: int) -> Answer:
+    def answer_slopes(self, layer: int, run: str) -> Answer:
         """Slopes of a layer's heads."""
         heads = self.session.kept(layer)
-        return {"heads": heads, "slopes": [self.session.slope(layer, h) for h in heads]}, []
+        return {"heads": heads, "slopes": [self.session.slope(layer, h, run) for h in heads]}, []
 
     def answer_scores(self, layer: int, head: int, query: int, run: str) -> Answer:
         """A row's content, bias and pattern."""
@@ -67,7 +72,7 @@ class AlibiView(View):
         at = self.session.selection
         row = {"layer": at.layer, "head": at.head, "query": self._query(), "run": at.run}
         return [
-            {"op": "slopes", "layer": at.layer},
+            {"op": "slopes", "layer": at.layer, "run": at.run},
             {"op": "scores", **row},
             {"op": "next", "k": 3},
         ]

@@ -8,8 +8,15 @@ import pandas as pd
 from bloomlab.errors import InputError
 from bloomlab.widgets.look import ATTENTION
 from bloomlab.widgets.pack import lower, quantised, signed, trouble
-from bloomlab.widgets.protocol import ViewSession
-from bloomlab.widgets.state import load_session, session_code, session_state
+from bloomlab.widgets.protocol import ViewSession, check_open
+from bloomlab.widgets.state import (
+    check_kind,
+    check_session,
+    load_session,
+    part,
+    session_code,
+    session_state,
+)
 from bloomlab.widgets.stills import matrix
 from bloomlab.widgets.view import Answer, View
 
@@ -20,7 +27,8 @@ class CompareRuns(View):
     Args:
         session: A, and B too if there is no other: its clean and its edited run.
         other: a session whose run is B: another prompt, other edits, another model.
-        **controls: layout ("1", "3", "6"), gamma, threshold, scale.
+        **controls: layout "1", "3", "6"; scale "lab", "heat", "grey"; gamma 0.4 to 2.5; threshold
+            0 to 0.5; sink True, False.
 
     `value` is the table of the next tokens of both.
     """
@@ -30,11 +38,16 @@ class CompareRuns(View):
 
     def __init__(self, session: Any, other: Any = None, **controls: Any) -> None:
         if other is not None and not isinstance(other, ViewSession):
-            raise InputError(f"other is {type(other).__name__}, expected another Session.")
+            raise InputError(
+                f"other is {other!r:.80} ({type(other).__name__}), expected a session: make "
+                "another bl.Session(session.model, text)."
+            )
+        if other is not None:
+            check_open(other, "CompareRuns")
         self._other: Any = other
         super().__init__(session, None, **controls)
         if other is not None:
-            self._watch(other, self._on_session, ["prompt", "edits"])
+            self._watch(other, self._on_session, ["version", "edits"])
 
     def defaults(self) -> dict[str, Any]:
         """A, B and the difference."""
@@ -73,6 +86,7 @@ class CompareRuns(View):
             "b": b.tokens,
             "c": [a.tokens[i] for i, _ in pairs],
             "paired": len(pairs),
+            "pairs": pairs,
             "names": names,
             "panels": panels,
             "trouble": " ".join(filter(None, troubles)),
@@ -87,11 +101,15 @@ class CompareRuns(View):
         other = None if self._other is None else session_state(self._other)
         return {**super().state_dict(), "other": other}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """As of every view; the other session's too, where there is one."""
+        check_kind(state, type(self).__name__)
+        beside = part(state, "other", dict | None)
+        if both := self._other is not None and beside is not None:
+            check_session(self._other, beside)
         super().load_state_dict(state)
-        if self._other is not None and state["other"] is not None:
-            load_session(self._other, state["other"])
+        if both:
+            load_session(self._other, beside)
 
     def given(self) -> list[str]:
         """The other session."""

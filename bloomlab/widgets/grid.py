@@ -24,6 +24,14 @@ class HeadGrid(View):
     look at it in every view of the session, `m` (or shift-click) masks it; filter by what heads do
     (`induction > .4 layer:2-5`), sort likewise.
     Thumbnails are pooled by their maximum. `value` is a table of what heads do.
+
+    Args:
+        session: what is looked through.
+        prompt: a new prompt of the session; None leaves it.
+        **controls: mode "pattern", "value", "content", "alibi", "difference", "importance"; sort
+            "place", or a measure: "entropy", "distance", "sink", "previous", "duplicate",
+            "induction", "importance"; filter, a text; scale "lab", "heat", "grey"; gamma 0.4 to
+            2.5; threshold 0 to 0.5; sink True, False.
     """
 
     name = "grid"
@@ -55,6 +63,9 @@ class HeadGrid(View):
                 self.status = f"layer {layer + 1} of {layers}"
         self.status = ""
         tiles, sinkless, stats = (np.stack(part) for part in zip(*found, strict=True))
+        if mode != "pattern":  # what heads look at is said of their attention
+            plain = [self.session.tiles("pattern", i, size, which=run)[2] for i in range(layers)]
+            stats = np.stack(plain)
         top = 1.0 if mode in ("pattern", "content", "alibi") else _top(tiles)
         pack = signed if mode == "difference" else quantised
         facts = {
@@ -89,9 +100,13 @@ class HeadGrid(View):
         return [HeadZoom(self.session)]
 
     def still(self) -> bytes:
-        """All thumbnails."""
-        tiles = [self._tiles("pattern", layer)[0] for layer in range(self.session.n_layer)]
-        return mosaic(np.stack(tiles), title=self.session.prompt)
+        """All thumbnails; of a difference its size."""
+        mode, run = self.controls["mode"], self.place["run"]
+        mode = "pattern" if mode == "importance" else mode
+        found = [self._tiles(mode, layer)[0] for layer in range(self.session.n_layer)]
+        tiles = np.abs(np.stack(found))
+        top = 1.0 if mode in ("pattern", "content", "alibi") else _top(tiles)
+        return mosaic(tiles / top, title=f"{mode}, {run}: {self.session.prompt}")
 
     def _tiles(self, mode: str, layer: int) -> Any:
         return self.session.tiles(mode, layer, SIZES[0], which=self.place["run"])

@@ -16,6 +16,11 @@ class HiddenStates(View):
     """Norms, turning (cosines), paths in a plane, and who speaks for the next token.
 
     `value` is a table of norms and cosines.
+
+    Args:
+        session: what is looked through.
+        prompt: a new prompt of the session; None leaves it.
+        **controls: sight "norms", "cosines", "paths", "parts".
     """
 
     name = "hidden"
@@ -61,6 +66,7 @@ class HiddenStates(View):
         said = trouble(frame["contribution"].to_numpy(dtype=float), "the sum of components")
         return {
             "answer": answer,
+            "position": position,
             "logit": float(found.logits[0]),
             "trouble": said,
             "names": [*top["component"], *(["rest"] if len(rest) else [])],

@@ -18,6 +18,11 @@ class LensTable(View):
 
     Click a cell: the ranks of its token, and of the final one, through the layers. Cells that the
     edits change are marked. `value` is a table of everything.
+
+    Args:
+        session: what is looked through.
+        prompt: a new prompt of the session; None leaves it.
+        **controls: compare True, False.
     """
 
     name = "lens"

@@ -30,8 +30,12 @@ class MainThread:
 
 
 def _interruptible(work: Callable[..., None], *args: Any) -> None:
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = signal.getsignal(signal.SIGINT)
     try:
-        work(*args)
-    finally:
+        try:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            work(*args)
+        finally:
+            signal.signal(signal.SIGINT, before)
+    except KeyboardInterrupt:  # came outside a view's own handling; the loop would end by it
         signal.signal(signal.SIGINT, before)

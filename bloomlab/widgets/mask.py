@@ -21,6 +21,11 @@ class HeadMaskLab(View):
     The likeliest next tokens stand before and after, with the change of their logits and the KL of
     the intact prediction from the edited one. The model runs again from the first edited layer
     only. `head_mask` is the mask [layer head]; assign one to change it. `value` is the table.
+
+    Args:
+        session: what is looked through.
+        prompt: a new prompt of the session; None leaves it.
+        **controls: k (tokens shown) 1 to 512; limit (KL of greedy pruning, nats) from 0.
     """
 
     name = "mask"
@@ -44,9 +49,12 @@ class HeadMaskLab(View):
 
     @property
     def value(self) -> pd.DataFrame:
-        """The likeliest next tokens: id, label, before, after (probabilities), logits (change)."""
+        """The likeliest next tokens, ordered by the larger probability.
+
+        Columns: id, label, before and after (probabilities), logit_change.
+        """
         found = self.session.next_tokens(self.controls["k"])
-        columns = {"ids": "id", "labels": "label"}
+        columns = {"ids": "id", "labels": "label", "logits": "logit_change"}
         frame = pd.DataFrame({name: v for name, v in found.items() if name != "kl"})
         return frame.rename(columns=columns)
 

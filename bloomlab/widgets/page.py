@@ -6,7 +6,10 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+from bloomlab.errors import InputError
 
 PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -14,12 +17,14 @@ PAGE = """<!doctype html>
 <meta http-equiv="Content-Security-Policy" content="{policy}">
 <style>
 :root {{ color-scheme: light dark; }}
-body {{ margin: 16px; display: grid; gap: 16px; background: Canvas; color: CanvasText; }}
+body {{ margin: 16px; display: grid; grid-template-columns: minmax(0, 1fr); gap: 16px;
+  background: Canvas; color: CanvasText; }}
 {style}
 </style></head><body>
 {views}
 </body></html>
 """
+SUFFIXES = (".html", ".htm")
 POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 VIEW = """<div id="view{i}"></div>
 <script type="application/json" id="state{i}">{state}</script>
@@ -73,3 +78,33 @@ def page(title: str, views: Sequence[Saved]) -> str:
     return PAGE.format(
         title=html.escape(title[:120]), policy=POLICY, style=style, views="\n".join(parts)
     )
+
+
+def page_path(path: Any) -> Path:
+    """Where a page is to be written.
+
+    Raises:
+        InputError: no .html or .htm, or in no folder.
+    """
+    try:
+        target = Path(path)
+    except TypeError as error:
+        raise InputError(f"a path is {path!r:.80}, expected one as 'page.html'.") from error
+    if target.suffix.lower() not in SUFFIXES:
+        raise InputError(f"{str(path)!r} is no name of a page: it must end with .html or .htm.")
+    if not target.parent.is_dir():
+        raise InputError(f"cannot write {str(path)!r}: there is no folder {str(target.parent)!r}.")
+    return target
+
+
+def write_page(target: Path, title: str, views: Sequence[Saved]) -> Path:
+    """Write the file.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    try:
+        target.write_text(page(title, views), encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write {str(target)!r}: {error.strerror or error}.") from error
+    return target

@@ -2,6 +2,8 @@
 
 from typing import Any, Protocol, runtime_checkable
 
+from bloomlab.errors import InputError
+
 
 @runtime_checkable
 class ViewSession(Protocol):
@@ -36,3 +38,17 @@ class ViewSession(Protocol):
     def unobserve(self, handler: Any, names: Any) -> Any:
         """Call it no longer."""
         ...
+
+
+def check_open(session: Any, name: str) -> None:
+    """Refuse what no view can look through.
+
+    Raises:
+        InputError: no session, or a closed one.
+    """
+    if not isinstance(session, ViewSession):
+        raise InputError(
+            f"{name} looks through a session, got {type(session).__name__}; "
+            f"for a model: {name}(bl.Session(model, prompt))."
+        )
+    session.kept(0)  # a closed one says so

@@ -11,6 +11,7 @@ from bloomlab.widgets.pack import floats, quantised
 from bloomlab.widgets.stills import words
 from bloomlab.widgets.view import Answer, Number, View
 
+MAIN = "main"
 LABELLED = 40  # candidates of a step that get a label
 
 
@@ -25,7 +26,8 @@ class GenScrubber(View):
         session: what is looked through.
         prompt: a new prompt of the session; None leaves it.
         readouts: probes or directions read at every step, see `experiments.probe_readout`.
-        **controls: max_new_tokens, do_sample, temperature, top_k, top_p, k (candidates shown).
+        **controls: max_new_tokens from 1; do_sample, mean True, False; temperature 0.1 to 2; top_k
+            0 (all) to 512; top_p 0.05 to 1; k (candidates shown) 1 to 512.
     """
 
     name = "scrub"
@@ -34,7 +36,7 @@ class GenScrubber(View):
         self, session: Any, prompt: str | None = None, *, readouts: Any = (), **controls: Any
     ) -> None:
         self._readouts = readouts
-        self._shown = "main"
+        self._shown = MAIN
         super().__init__(session, prompt, **controls)
 
     def defaults(self) -> dict[str, Any]:
@@ -59,21 +61,42 @@ class GenScrubber(View):
     def answer_generate(
         self, max_new_tokens: int, do_sample: bool, temperature: Number, top_k: int, top_p: Number
     ) -> Answer:
-        """A generation from the prompt, under the edits."""
-        self.session.generations = {}
-        options = {"max_new_tokens": max_new_tokens, "readouts": self._readouts}
+        """Another generation from the prompt, under the edits; those that are there stay."""
+        names = (MAIN, *(f"{MAIN} {i}" for i in range(2, len(self.session.generations) + 2)))
+        name = next(name for name in names if name not in self.session.generations)
+        options = self._options(do_sample, temperature, top_k, top_p)
+        made = self.session.generate(name, max_new_tokens=max_new_tokens, **options)
+        return self._shown_answer(made)
+
+    def answer_open(self, **options: Any) -> Answer:
+        """What is there already, else a first generation."""
+        made = self.session.generations
+        name = self._shown if self._shown in made else next(reversed(made), "")
+        return self._shown_answer(made[name]) if name else self.answer_generate(**options)
+
+    def _options(
+        self, do_sample: bool, temperature: Number, top_k: int, top_p: Number
+    ) -> dict[str, Any]:
+        options: dict[str, Any] = {"readouts": self._readouts}
         if do_sample:
             options |= {"do_sample": True, "temperature": float(temperature)}
             options |= {"top_k": top_k, "top_p": float(top_p)}
-        return self._shown_answer(self.session.generate("main", **options))
+        return options
 
     def answer_branch(
-        self, parent: str, step: int, token: int | None, max_new_tokens: int
+        self,
+        parent: str,
+        step: int,
+        token: int | None,
+        max_new_tokens: int,
+        do_sample: bool = False,
+        temperature: Number = 1.0,
+        top_k: int = 50,
+        top_p: Number = 1.0,
     ) -> Answer:
         """Go on from a step with another token, or with the edits as they are."""
-        made = self.session.branch(
-            parent, step, token, max_new_tokens=max_new_tokens, readouts=self._readouts
-        )
+        options = self._options(do_sample, temperature, top_k, top_p)
+        made = self.session.branch(parent, step, token, max_new_tokens=max_new_tokens, **options)
         return self._shown_answer(made)
 
     def answer_branch_of(self, name: str) -> Answer:
@@ -97,18 +120,12 @@ class GenScrubber(View):
     def exported(self) -> Iterator[dict[str, Any]]:
         """The generation and the attention of its steps."""
         names = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
-        yield {"op": "generate"} | {name: self.controls[name] for name in names}
+        yield {"op": "open"} | {name: self.controls[name] for name in names}
+        layer = self.session.selection.layer
         if self._shown in self.session.generations:  # it was answered by now
-            for layer in range(self.session.n_layer):
-                for head in self.session.kept(layer):
-                    yield {"op": "rows", "name": self._shown, "layer": layer, "head": head}
+            for head in self.session.kept(layer):
+                yield {"op": "rows", "name": self._shown, "layer": layer, "head": head}
             yield {"op": "rows", "name": self._shown, "layer": 0, "head": -1}
-
-    def answer_in_page(self, question: dict[str, Any]) -> Answer:
-        """A page opens with the branch on screen; nothing is generated again."""
-        if question["op"] == "generate" and self._shown in self.session.generations:
-            question = {"op": "branch_of", "name": self._shown}
-        return super().answer_in_page(question)
 
     def given(self) -> list[str]:
         """The read-outs."""
@@ -117,7 +134,7 @@ class GenScrubber(View):
     def still(self) -> bytes:
         """The text; new tokens coloured by their probability."""
         prompt = self.session.run("clean").tokens
-        made = self.session.generations.get("main")
+        made = self.session.generations.get(self._shown)
         new = [] if made is None else made.steps
         weights = [*np.zeros(len(prompt)), *(step.probability for step in new)]
         return words([*prompt, *(step.label for step in new)], np.array(weights))
@@ -133,7 +150,7 @@ class GenScrubber(View):
         run, steps = self.session.run("clean"), []
         for step in made.steps:
             labels = run.labels(step.ids[:LABELLED])
-            names = ("token", "label", "entropy", "probability", "readings")
+            names = ("token", "label", "entropy", "probability", "scale", "readings")
             facts = {name: getattr(step, name) for name in names}
             steps.append({**facts, "labels": labels, "ms": 1e3 * step.seconds})
         facts = {

@@ -16,6 +16,12 @@ class TokenStrip(View):
 
     By the chosen head (plain or value-weighted), the mean of its layer, or attention rollout up to
     it. `value` is the matrix behind the colours, [query key].
+
+    Args:
+        session: what is looked through.
+        prompt: a new prompt of the session; None leaves it.
+        **controls: flow "head", "value", "mean", "rollout"; side "from", "to"; scale "lab",
+            "heat", "grey"; gamma 0.4 to 2.5; threshold 0 to 0.5; sink True, False.
     """
 
     name = "strip"

@@ -1,23 +1,23 @@
 """What every view is: one canvas widget that asks, a session that answers, a status line."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import anywidget
 import traitlets
 
-from bloomlab.errors import BloomlabError, InputError, UnknownNameError
+from bloomlab.errors import BloomlabError, InputError
+from bloomlab.widgets.controls import Controls, Kind, controls_of
 from bloomlab.widgets.main_thread import MainThread
 from bloomlab.widgets.pack import plain
-from bloomlab.widgets.page import Saved, asked, packed, page
-from bloomlab.widgets.protocol import ViewSession
+from bloomlab.widgets.page import Saved, asked, packed, page_path, write_page
+from bloomlab.widgets.protocol import check_open
 from bloomlab.widgets.saying import said
 from bloomlab.widgets.showing import show
 from bloomlab.widgets.source import script, style
-from bloomlab.widgets.state import load_session, session_code, session_state
+from bloomlab.widgets.state import PLACES, load_whole, places, read_whole, session_code, whole_state
 
-PLACES = ("layer", "head", "query", "key", "step", "run")
 Answer = tuple[dict[str, Any], list[bytes]]  # small facts, and arrays as bytes
 Number = int | float  # JavaScript writes 1.0 as 1
 
@@ -37,13 +37,14 @@ class View(anywidget.AnyWidget):
     """
 
     facts = traitlets.Dict().tag(sync=True)
-    controls = traitlets.Dict().tag(sync=True)
+    controls = Controls().tag(sync=True)
     place = traitlets.Dict().tag(sync=True)
     status = traitlets.Unicode().tag(sync=True)
     kind = traitlets.Unicode().tag(sync=True)
 
     name = "view"  # of the script that draws it
     parts: tuple[str, ...] = ()  # scripts that it needs beside its own
+    kinds: Mapping[str, Kind] = {}  # of its controls, where they are not as in `controls.KINDS`
     _css = style()
     _watched: tuple[Any, ...] = ()  # what is observed: object, handler, names
 
@@ -53,22 +54,17 @@ class View(anywidget.AnyWidget):
         super().__init_subclass__(**kwargs)
 
     def __init__(self, session: Any, prompt: str | None = None, **controls: Any) -> None:
-        if not isinstance(session, ViewSession):
-            raise InputError(
-                f"{type(self).__name__} looks through a session, got {type(session).__name__}; "
-                f"for a model: {type(self).__name__}(bl.Session(model, prompt))."
-            )
-        if unknown := controls.keys() - self.defaults().keys():
-            raise UnknownNameError("control", min(unknown), list(self.defaults()))
+        check_open(session, type(self).__name__)
+        controls = controls_of(self, controls)
         self.session: Any = session
         if prompt is not None:
             session.prompt = prompt
-        super().__init__(kind=self.name, controls={**self.defaults(), **controls})
+        super().__init__(kind=self.name, controls=controls)
         self._version = 0
         self._main = MainThread()
         self._on_session(None)
         self._on_selection(None)
-        self._watch(session, self._on_session, ["prompt", "edits"])
+        self._watch(session, self._on_session, ["version", "edits"])
         self._watch(session.selection, self._on_selection, list(PLACES))
         self.observe(self._on_place, "place")
         self.on_msg(self._on_message)
@@ -109,34 +105,29 @@ class View(anywidget.AnyWidget):
         """Everything that makes the view look as it does, as plain values."""
         return {
             "view": type(self).__name__,
-            **session_state(self.session),
+            **whole_state(self.session),
             "controls": dict(self.controls),
-            "selection": {name: getattr(self.session.selection, name) for name in PLACES},
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Make the view and its session as `state_dict` found them.
 
         Raises:
-            InputError: the state of another kind of view or of model, or none.
+            InputError: the state of another kind of view or of model, or none; nothing changes.
         """
-        if state.get("view") != type(self).__name__:
-            raise InputError(
-                f"a state of {state.get('view')!r}, expected one of {type(self).__name__!r}."
-            )
-        load_session(self.session, state)
-        self.session.selection.set(**state["selection"])
-        self.controls = dict(state["controls"])
+        whole, given = read_whole(self.session, state, type(self).__name__)
+        controls = controls_of(self, given)
+        load_whole(self.session, whole)
+        self.controls = controls
 
     def code(self) -> str:
         """Python that makes this view again, of a model named `model`."""
-        places = {name: getattr(self.session.selection, name) for name in PLACES}
         controls = [f"{name}={value!r}" for name, value in self.controls.items()]
         arguments = ", ".join(["session", *self.given(), *controls])
         return "\n".join(
             [
                 *session_code(self.session),
-                f"session.selection.set(**{places!r})",
+                f"session.selection.set(**{places(self.session)!r})",
                 f"bl.widgets.{type(self).__name__}({arguments})",
             ]
         )
@@ -147,17 +138,15 @@ class View(anywidget.AnyWidget):
         It holds what the view shows and a choice of heads; what is missing says so when asked for.
 
         Raises:
-            InputError: the session was closed.
+            InputError: the session was closed, or the path is none for a page.
         """
         self.session.kept(0)  # a closed session has no answers to save
+        target = page_path(path)
         beside = self.companions()
         views = [view.saved() for view in (self, *beside)]
         for view in beside:
             view.close()
-        text = page(f"{type(self).__name__}: {self.session.prompt}", views)
-        target = Path(path)
-        target.write_text(text, encoding="utf-8")
-        return target
+        return write_page(target, f"{type(self).__name__}: {self.session.prompt}", views)
 
     def saved(self) -> Saved:
         """The view for a page: script, state, and the answers it will ask for."""
@@ -184,6 +173,15 @@ class View(anywidget.AnyWidget):
         self._watched = ()
         super().close()
 
+    def set_state(self, sync_data: Any) -> None:
+        """Take what the browser sets; what is not allowed stands in the status line."""
+        try:
+            super().set_state(sync_data)
+        except BloomlabError as error:
+            self.status = said(error)[0]
+            self._on_selection(None)
+            self.send_state(["controls", "place"])
+
     def _watch(self, watched: Any, handler: Callable[[Any], None], names: list[str]) -> None:
         watched.observe(handler, names)
         self._watched += ((watched, handler, names),)
@@ -203,7 +201,10 @@ class View(anywidget.AnyWidget):
         try:
             picture = self.still()
         except BloomlabError:  # nothing to draw yet: the status line says why
-            return live
+            return bundle or {}, metadata
+        except Exception as error:  # the live view can do without its picture
+            self.status = f"no picture: {said(error)[0]}"
+            return bundle or {}, metadata
         return {**(bundle or {}), "image/png": picture}, metadata
 
     def _on_session(self, _change: object) -> None:
@@ -232,7 +233,7 @@ class View(anywidget.AnyWidget):
         self.facts = plain(facts)
 
     def _on_selection(self, _change: object) -> None:
-        self.place = {name: getattr(self.session.selection, name) for name in PLACES}
+        self.place = places(self.session)
 
     def _on_place(self, _change: object) -> None:
         self.session.selection.set(**{n: v for n, v in self.place.items() if n in PLACES})

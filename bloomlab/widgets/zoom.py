@@ -6,6 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from bloomlab.errors import InputError
+from bloomlab.widgets.controls import HEAD_KINDS
 from bloomlab.widgets.look import ATTENTION
 from bloomlab.widgets.pack import floats, lower, quantised, signed, trouble
 from bloomlab.widgets.stills import matrix
@@ -20,9 +21,17 @@ class HeadZoom(View):
 
     Wheel or + and - zoom, drag or arrows move, click keeps a cell and asks for its exact number; at
     large zoom every cell shows its number. `value` is the matrix on screen, [query key].
+
+    Args:
+        session: what is looked through.
+        prompt: a new prompt of the session; None leaves it.
+        **controls: mode "pattern", "value", "content", "alibi", "difference"; form "matrix",
+            "lines"; edges (lines a token) 1 to 12; scale "lab", "heat", "grey"; gamma 0.4 to 2.5;
+            threshold 0 to 0.5; sink True, False.
     """
 
     name = "zoom"
+    kinds = HEAD_KINDS
 
     def defaults(self) -> dict[str, Any]:
         """A matrix of attention."""
@@ -44,7 +53,7 @@ class HeadZoom(View):
         facts = {
             "top": top,
             "signed": mode == "difference",
-            "slope": self.session.slope(layer, head),
+            "slope": self.session.slope(layer, head, run),
             "trouble": trouble(values, name),
         }
         return facts, [lower(pack(values, top))]
@@ -83,6 +92,8 @@ class HeadZoom(View):
         ]
 
     def still(self) -> bytes:
-        """The matrix."""
-        at = self.session.selection
-        return matrix(self.value, title=f"L{at.layer}H{at.head}: {self.session.prompt}")
+        """The matrix; of a difference its size."""
+        at, values, mode = self.session.selection, np.abs(self.value), self.controls["mode"]
+        top = 1.0 if mode in ("pattern", "content", "alibi") else float(np.nanmax(values)) or 1.0
+        title = f"L{at.layer}H{at.head}, {mode}, {at.run}: {self.session.prompt}"
+        return matrix(values / top, title=title)

@@ -7,7 +7,7 @@ from tests.widgets.asking import Browser, as_floats, ask
 
 
 def test_slopes_halve_from_head_to_head(session):
-    answer = ask(AlibiView(session), "slopes", layer=2)
+    answer = ask(AlibiView(session), "slopes", layer=2, run="edited")
     assert answer["heads"] == list(range(8))
     np.testing.assert_allclose(answer["slopes"], [2.0 ** -(head + 1) for head in range(8)])
 
@@ -33,7 +33,7 @@ def test_a_slope_acts_in_the_model_and_can_be_taken_back(session):
     for layer in (0, 1):
         browser.ask("slope", layer=layer, head=0, factor=0)
     assert view.facts["slopes"][0][0] == 0
-    assert browser.ask("slopes", layer=0)["slopes"][0] == 0
+    assert browser.ask("slopes", layer=0, run="edited")["slopes"][0] == 0
     edited = browser.ask("next", k=3)
     assert edited["kl"] > 0
     assert edited["after"] != before["after"]
@@ -86,6 +86,6 @@ def test_a_layer_without_heads_is_live_but_no_picture(demo):
     view = AlibiView(session)
     session.selection.layer = 2
     assert "image/png" not in view._repr_mimebundle_()[0]
-    assert ask(view, "slopes", layer=2)["heads"] == []
+    assert ask(view, "slopes", layer=2, run="edited")["heads"] == []
     session.selection.layer = 3
     assert "image/png" in view._repr_mimebundle_()[0]

@@ -115,6 +115,6 @@ def test_an_empty_other_text_is_said(pair):
 @pytest.mark.parametrize("other", ["a text", 3, object()])
 def test_what_is_no_session_is_refused(other, session):
     heard = len(session._trait_notifiers["prompt"]["change"])
-    with pytest.raises(InputError, match=type(other).__name__):
+    with pytest.raises(InputError, match=rf"{type(other).__name__}.*another bl\.Session"):
         CompareRuns(session, other)
     assert len(session._trait_notifiers["prompt"]["change"]) == heard

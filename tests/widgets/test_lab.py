@@ -1,9 +1,11 @@
+import json
+
 import pytest
 
 import bloomlab as bl
 from bloomlab.errors import InputError
 from bloomlab.widgets import LabView, View
-from tests.widgets.asking import PROMPT, Browser, ask
+from tests.widgets.asking import PROMPT, Browser, ask, saved_states
 
 
 @pytest.fixture
@@ -74,3 +76,50 @@ def test_a_session_will_do_and_keeps_its_prompt(session):
 def test_what_is_neither_is_refused():
     with pytest.raises(InputError, match="bl.load"):
         bl.Lab("demo")
+
+
+def test_a_closed_lab_and_its_views_hear_nothing(lab, session):
+    versions = [view.facts["version"] for view in views(lab)]
+    lab.close()
+    lab.close()
+    session.prompt = "another text"
+    session.selection.run = "clean"
+    assert [view.facts["version"] for view in views(lab)] == versions
+    assert lab.prompt.value == PROMPT
+    assert all(view.comm is None for view in (*views(lab), lab.prompt, lab.run))
+
+
+def test_a_page_of_a_lab_holds_every_view(lab, tmp_path):
+    states = saved_states(lab.to_html(tmp_path / "lab.html"))
+    assert [state["kind"] for state in states] == [view.kind for view in views(lab)]
+    with pytest.raises(InputError, match=r"\.html"):
+        lab.to_html(tmp_path / "lab")
+
+
+def test_a_state_makes_another_lab_the_same(lab, session, demo):
+    session.edits = session.edits.with_heads([(2, 3)], scale=0.0)
+    session.selection.set(layer=2, run="clean")
+    lab.grid.controls = {"mode": "value"}
+    state = json.loads(json.dumps(lab.state_dict(), allow_nan=False))
+    other = bl.Lab(demo, "another text")
+    other.load_state_dict(state)
+    assert other.state_dict() == lab.state_dict()
+    assert other.prompt.value == PROMPT
+    before = other.state_dict()
+    for wrong in (None, lab.grid.state_dict(), {**state, "prompt": "x", "controls": {}}):
+        with pytest.raises(InputError):
+            other.load_state_dict(wrong)
+    assert other.state_dict() == before
+
+
+def test_a_lab_is_said_in_one_line(lab):
+    assert repr(lab) == f"LabView({PROMPT[:40]!r}, {len(views(lab))} views)"
+
+
+def test_a_lab_view_needs_a_session_that_is_open(demo, session):
+    with pytest.raises(InputError, match=r"LabView\(bl.Session"):
+        LabView(demo)
+    session.close()
+    for make in (LabView, bl.Lab):
+        with pytest.raises(InputError, match="closed"):
+            make(session)

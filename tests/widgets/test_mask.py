@@ -59,7 +59,7 @@ def test_a_head_that_is_off_writes_nothing(view, demo):
 def test_value_is_the_answer_as_a_table(view):
     ask(view, "edit", heads=[[1, 0]], scale=0.5)
     answer, frame = ask(view, "next", k=10), view.value
-    assert list(frame) == ["id", "label", "before", "after", "logits"]
+    assert list(frame) == ["id", "label", "before", "after", "logit_change"]
     assert frame["label"].tolist() == answer["labels"]
     np.testing.assert_allclose(frame["after"], answer["after"])
 

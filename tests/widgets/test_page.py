@@ -38,7 +38,7 @@ def first_asked(state):
     generation = ("max_new_tokens", "do_sample", "temperature", "top_k", "top_p")
     found = {
         "alibi": lambda: [
-            {"op": "slopes", "layer": at["layer"]},
+            {"op": "slopes", "layer": at["layer"], "run": at["run"]},
             {"op": "scores", **at, "query": query},
             {"op": "next", "k": 3},
         ],
@@ -53,7 +53,7 @@ def first_asked(state):
         "lens": lambda: [{"op": "lens", "positions": list(range(n)), "run": at["run"]}],
         "mask": lambda: [{"op": "next", "k": controls["k"]}],
         "pruning": list,
-        "scrub": lambda: [{"op": "generate", **{c: controls[c] for c in generation}}],
+        "scrub": lambda: [{"op": "open", **{c: controls[c] for c in generation}}],
         "strip": lambda: [{"op": "flow", "flow": controls["flow"], **at}],
         "zoom": lambda: [{"op": "head", "mode": controls["mode"], **at}],
     }
@@ -168,7 +168,7 @@ def test_a_page_shows_the_branch_on_screen_and_generates_nothing(session, tmp_pa
     facts, _ = state["answers"][question]
     steps = session.generations["branch 1"].steps
     assert [step["token"] for step in facts["steps"]] == [step.token for step in steps]
-    places = [*np.ndindex(6, 8), (0, -1)]  # every head, and the mean of all
+    places = [*((0, head) for head in range(8)), (0, -1)]  # of the chosen layer; the mean of all
     rows = [
         canonical({"name": "branch 1", "op": "rows", "layer": layer, "head": head})
         for layer, head in places
@@ -179,3 +179,13 @@ def test_a_page_shows_the_branch_on_screen_and_generates_nothing(session, tmp_pa
 def test_a_question_is_written_as_javascript_does():
     question = {"op": "head", "b": 1.0, "a": [0, 2], "c": 0.5, "text": "é🙂"}
     assert asked(question) == '{"a":[0,2],"b":1,"c":0.5,"op":"head","text":"é🙂"}'
+
+
+@pytest.mark.parametrize("name", ["page", "page.txt", "", "no/page.html", "x.html"])
+def test_where_no_page_can_be_written_is_said(name, session, tmp_path):
+    (tmp_path / "x.html").mkdir()
+    view = make("HeadZoom", session)
+    target = tmp_path / name if name else None
+    with pytest.raises(InputError, match=r"page|x\.html"):
+        view.to_html(target)
+    assert view.to_html(tmp_path / "page.HTM").is_file()

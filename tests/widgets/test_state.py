@@ -129,3 +129,57 @@ def test_a_page_opens_with_the_state_it_was_saved_in(used, tmp_path):
     assert state["controls"] == view.controls
     assert state["place"] == view.place
     assert state["facts"] == {**view.facts, "static": True}
+
+
+def snapshot(view):
+    return view.state_dict(), view.facts["version"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_that_lacks_parts_changes_nothing(name, session, used):
+    view, whole = make(name, session), make(name, used).state_dict()
+    before = snapshot(view)
+    for lacking in whole:
+        if lacking == "other":
+            continue
+        state = {part: value for part, value in whole.items() if part != lacking}
+        with pytest.raises(InputError, match=lacking):
+            view.load_state_dict(state)
+        with pytest.raises(InputError, match=lacking):
+            view.load_state_dict({**whole, lacking: 7})
+    for inner in ("edits", "selection"):
+        for lacking in whole[inner]:
+            part = {name: value for name, value in whole[inner].items() if name != lacking}
+            with pytest.raises(InputError, match=lacking):
+                view.load_state_dict({**whole, inner: part})
+    assert snapshot(view) == before
+
+
+@pytest.mark.parametrize("state", [None, [], "text", 3])
+def test_what_is_no_state_is_refused(state, session):
+    with pytest.raises(InputError, match="state_dict"):
+        HeadGrid(session).load_state_dict(state)
+
+
+def test_a_wrong_value_in_a_state_changes_nothing(session):
+    view = HeadGrid(session)
+    whole, before = view.state_dict(), snapshot(view)
+    ragged = {**whole["edits"], "scale": [[1.0], [1.0, 2.0]]}
+    for change in (
+        {"controls": {"gamma": 99}},
+        {"controls": {"gama": 1}},
+        {"selection": {**whole["selection"], "layer": 99}},
+        {"edits": ragged},
+    ):
+        with pytest.raises(bl.errors.BloomlabError):
+            view.load_state_dict({**whole, "prompt": "another", **change})
+    assert snapshot(view) == before
+
+
+def test_the_state_of_two_sessions_needs_both(session, demo):
+    view = CompareRuns(session, bl.Session(demo, PROMPT))
+    state, before = view.state_dict(), snapshot(view)
+    for other in (7, {}, {"prompt": "a"}):
+        with pytest.raises(InputError):
+            view.load_state_dict({**state, "prompt": "another", "other": other})
+    assert snapshot(view) == before

@@ -149,7 +149,11 @@ def test_an_interrupted_run_is_said(session, monkeypatch):
         patched.setattr("bloomlab.session.session.run_text", interrupt)
         session.prompt = "another text"
     assert "interrupted" in view.status
+    beside = TokenStrip(session)  # one interrupt is enough, however many views ask
+    assert "interrupted" in Browser(beside).first()["error"]
+    session.refresh()
     assert "error" not in Browser(view).first()
+    assert view.status == ""
 
 
 @pytest.mark.parametrize("name", READERS)
@@ -252,3 +256,27 @@ def test_a_view_is_right_at_once_after_the_prompt_changed(name, session):
     assert before.get("labels") != after.get("labels") or not all(
         np.array_equal(*pair) for pair in pairs
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_closed_session_makes_no_view(name, session, demo):
+    session.close()
+    with pytest.raises(InputError, match="closed"):
+        make(name, session)
+    if name == "CompareRuns":
+        with pytest.raises(InputError, match="closed"):
+            make(name, bl.Session(demo, PROMPT), other=session)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("shapes differ")])
+def test_a_view_without_its_picture_is_displayed(error, session, monkeypatch):
+    view = HeadZoom(session)
+
+    def fail():
+        raise error
+
+    monkeypatch.setattr(view, "still", fail)
+    bundle, _ = view._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in bundle
+    assert "image/png" not in bundle
+    assert "no picture" in view.status

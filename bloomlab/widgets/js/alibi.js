@@ -2,17 +2,17 @@
 function alibi(shell) {
   const { wire } = shell;
   const top = make("div", { class: "bl-split" }), parts = make("div", {}), factsLine = make("div", { class: "bl-facts" });
-  const factor = slider("slope × ", { min: -4, max: 3, step: 0.25, value: 0, show: (v) => (v <= -4 ? "0" : number(2 ** v)) }, (v) => { clearTimeout(shell.waits); shell.waits = setTimeout(() => shell.ask({ op: "slope", layer: shell.place.layer, head: shell.place.head, factor: v <= -4 ? 0 : 2 ** v }), 150); });
+  const factor = slider("slope × ", { min: -4, max: 3, step: 0.25, value: 0, show: (v) => (v <= -4 ? "0" : number(2 ** v)) }, (v) => { const { layer, head: h } = shell.place; clearTimeout(shell.waits); shell.waits = setTimeout(() => shell.ask({ op: "slope", layer, head: h, factor: v <= -4 ? 0 : 2 ** v }, { write: true }), 150); });
   shell.tools.append(slider("layer", { min: 0, max: shell.facts.n_layer - 1, step: 1, value: shell.place.layer, show: String }, (v) => wire.go({ layer: v })),
     slider("head", { min: 0, max: shell.facts.n_head - 1, step: 1, value: shell.place.head, show: String }, (v) => wire.go({ head: v })),
     slider("distance", { min: 8, max: 512, step: 8, value: wire.get("distance"), show: String }, (v) => { wire.set("distance", v); draw(); }),
-    factor, button("as trained", "all slopes as they were", () => shell.ask({ op: "slopes_back" })));
+    factor, button("as trained", "all slopes as they were", () => shell.ask({ op: "slopes_back" }, { write: true })));
   shell.body.append(top, parts, factsLine);
   let data = null, row = null;
 
   async function load() {
     row = null;
-    data = await shell.ask({ op: "slopes", layer: shell.place.layer }) ?? data;
+    data = await shell.ask({ op: "slopes", layer: shell.place.layer, run: shell.place.run }) ?? data;
     if (!data) return;
     draw();
     await scores();
@@ -49,8 +49,8 @@ function alibi(shell) {
 
   shell.draws.push(draw);
   shell.refresh = load;
-  let seen = -1;
-  shell.placed = () => { if (seen !== shell.place.layer) { seen = shell.place.layer; load(); } else { draw(); scores(); } };
+  let seen = "";
+  shell.placed = () => { const now = shell.place.run + shell.place.layer; if (seen !== now) { seen = now; load(); } else { row = null; draw(); scores(); } };
   shell.steered = draw;
   load();
 }

@@ -21,12 +21,22 @@ function compare(shell) {
     name.textContent = `${head(shell.place.layer, shell.place.head)} · ${answer.paired} of ${answer.a.length} and ${answer.b.length} tokens are aligned`;
     const panels = answer.panels.filter((one) => wire.get("layout") !== "1" || one.signed);
     if (views.length !== panels.length) {
-      views = panels.map(() => { const v = new Zoom(shell, { onhover: (q, k) => { for (const o of views) if (o !== v && o.n === v.n) { o.at = [q, k]; o.overlay(); } }, onpick: (query, key) => wire.go({ query, key }) }); return v; });
+      views = panels.map(() => {
+        const v = new Zoom(shell, {
+          onhover: (q, k) => { for (const o of views) if (o !== v) { o.at = [q, k].map((i) => (i < 0 ? -1 : o.here(v.there(i)))); if (o.at.includes(-1)) o.at = [-1, -1]; o.overlay(); } },
+          onpick: (q, k) => { const [query, key] = [v.there(q), v.there(k)]; if (query >= 0 && key >= 0) wire.go({ query, key }); },
+        });
+        return v;
+      });
       field.replaceChildren(...views.map((v, i) => make("figure", {}, make("figcaption", {}), v.el)));
     }
     panels.forEach((one, i) => {
       field.children[i].firstChild.textContent = one.title;
-      const tokens = answer[one.tokens];
+      const tokens = answer[one.tokens], ofA = answer.pairs.map(([a]) => a), ofB = answer.pairs.map(([, b]) => b);
+      // columns of A, which the selection names, from columns here and back; -1 for an unaligned token
+      const of = { a: null, b: ofB, c: ofA.map((_, i) => i) }[one.tokens];
+      views[i].there = (at) => (of ? ofA[of.indexOf(at)] ?? -1 : at);
+      views[i].here = (at) => (of ? of[ofA.indexOf(at)] ?? -1 : at);
       views[i].size = side(panels.length);
       views[i].look = look();
       views[i].set(square(answer.buffers[answer.panels.indexOf(one)], tokens.length, one.signed ? 128 : 0), tokens, one);

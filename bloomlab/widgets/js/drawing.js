@@ -37,13 +37,13 @@ function chart({ label, width = 460, height = 220, lines, xTitle, yTitle, xNames
     svg("text", { x: 14, y: pad.t + hgt / 2, "text-anchor": "middle", class: "bl-axis", transform: `rotate(-90 14 ${pad.t + hgt / 2})` }, yTitle ?? ""));
   for (const at of marks) picture.append(svg("line", { x1: px(at), x2: px(at), y1: pad.t, y2: pad.t + hgt, class: "bl-mark" }));
   for (const one of lines) {
-    const points = [...one.x].map((x, i) => [px(x), py(one.y[i])]).filter(([, y]) => Number.isFinite(y));
+    const points = [...one.x].map((x, i) => [px(x), py(one.y[i]), i]).filter(([, , i]) => Number.isFinite(one.y[i]));
     if (one.low) {
       const edge = [...[...one.x].map((x, i) => [px(x), py(one.high[i])]), ...[...one.x].map((x, i) => [px(x), py(one.low[i])]).reverse()];
       picture.append(svg("path", { d: `M${edge.map((p) => p.join(",")).join("L")}Z`, fill: one.color, opacity: 0.2 }));
     }
-    picture.append(svg("path", { d: points.length ? `M${points.map((p) => p.map((v) => v.toFixed(1)).join(",")).join("L")}` : "", fill: "none", stroke: one.color, "stroke-width": one.bold ? 3 : 1.6, "stroke-dasharray": one.dash }, svg("title", {}, one.name ?? "")));
-    if (one.points) points.forEach(([x, y], i) => {
+    picture.append(svg("path", { d: points.length ? `M${points.map(([x, y]) => `${x.toFixed(1)},${y.toFixed(1)}`).join("L")}` : "", fill: "none", stroke: one.color, "stroke-width": one.bold ? 3 : 1.6, "stroke-dasharray": one.dash }, svg("title", {}, one.name ?? "")));
+    if (one.points) points.forEach(([x, y, i]) => {
       const say = `${one.name}: ${number(one.x[i])}, ${number(one.y[i])}`;
       const dot = svg("circle", { cx: x, cy: y, r: 5, fill: one.color, tabindex: one.onpick ? 0 : null, role: one.onpick ? "button" : null, "aria-label": say, class: one.onpick ? "bl-pick" : null }, svg("title", {}, say));
       if (one.onpick) { dot.addEventListener("click", () => one.onpick(i)); dot.addEventListener("keydown", (e) => (e.key === "Enter" || e.key === " ") && (e.preventDefault(), one.onpick(i))); }

@@ -35,13 +35,13 @@ function grid(shell) {
     slider("threshold", { min: 0, max: 0.5, step: 0.005, value: wire.get("threshold") }, set("threshold", recolor)),
     toggle("hide first token", wire.get("sink"), set("sink", recolor)));
   shell.body.append(stage);
-  shell.idle = "arrows move · Enter looks · m masks · drag marks a block · / filters";
+  shell.idle = "arrows move · Enter looks · m masks · drag or shift+arrows mark a block · / filters";
 
   async function load() {
     const kind = wire.get("mode"), sorted = wire.get("sort") === "importance" || /importance/.test(wire.get("filter"));
     const question = { op: "tiles", mode: kind === "importance" ? "pattern" : kind, size: cell * (devicePixelRatio || 1) > 56 ? 64 : 48, run: shell.place.run };
     const answer = await shell.ask(question, { keep: true });
-    if (!answer) return;
+    if (!answer || wire.get("mode") !== kind) return;
     const stats = asFloats(answer.buffers[2]);
     heads = Array.from({ length: L * H }, (_, i) => {
       const one = { i, layer: Math.floor(i / H), head: i % H, importance: NaN };
@@ -50,7 +50,7 @@ function grid(shell) {
     });
     if (kind === "importance" || sorted) {
       const found = await shell.ask({ op: "importance" }, { keep: true });
-      if (!found) return;
+      if (!found || wire.get("mode") !== kind) return;
       asFloats(found.buffers[0]).forEach((v, i) => { heads[i].importance = v; });
     }
     data = { ...answer, kind };
@@ -181,7 +181,7 @@ function grid(shell) {
     const those = block ? shown.filter((_, k) => inside(k)) : [shown[focus]].filter(Boolean);
     if (!those.length) return;
     const on = those.some((one) => shell.facts.scale[one.layer][one.head] !== 0);
-    shell.ask({ op: "edit", heads: those.map((one) => [one.layer, one.head]), scale: on ? 0 : 1 });
+    shell.ask({ op: "edit", heads: those.map((one) => [one.layer, one.head]), scale: on ? 0 : 1 }, { write: true });
   }
 
   marks.addEventListener("pointermove", (e) => { const k = under(e); if (e.buttons && block && k >= 0) { block[1] = k; overlay(); } else if (k !== over) point(k); });
@@ -193,8 +193,9 @@ function grid(shell) {
     if (block[0] === block[1]) { block = null; lock(k); if (e.shiftKey) mask(); } else overlay();
   });
   marks.addEventListener("keydown", (e) => {
+    if (e.ctrlKey || e.metaKey || e.altKey) return;
     const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: cols, ArrowUp: -cols, Home: -focus, End: shown.length - 1 - focus }[e.key];
-    if (step !== undefined) { e.preventDefault(); e.stopPropagation(); block = null; focus = Math.min(shown.length - 1, Math.max(0, focus + step)); point(focus); shell.tell(told(shown[focus])); }
+    if (step !== undefined) { e.preventDefault(); e.stopPropagation(); const to = Math.min(shown.length - 1, Math.max(0, focus + step)); block = e.shiftKey ? [block?.[0] ?? focus, to] : null; focus = to; point(focus); shell.tell(told(shown[focus])); }
     else if (e.key === "Enter" || e.key === " ") { e.preventDefault(); e.stopPropagation(); lock(focus); }
     else if (e.key === "m") { e.stopPropagation(); mask(); }
     else if (e.key === "/") { e.preventDefault(); filter.focus(); }

@@ -10,7 +10,7 @@ function hidden(shell) {
   shell.body.append(canvas, out, notes);
   canvas.addEventListener("pointermove", (e) => point(e));
   canvas.addEventListener("click", (e) => { const [, pos] = cellOf(e); if (pos >= 0) wire.go({ query: pos }); });
-  canvas.addEventListener("keydown", (e) => { const by = { ArrowRight: 1, ArrowLeft: -1 }[e.key]; if (by) { e.preventDefault(); e.stopPropagation(); wire.go({ query: Math.min(shell.facts.tokens.length - 1, Math.max(0, shell.place.query + by)) }); } });
+  canvas.addEventListener("keydown", (e) => { const by = { ArrowRight: 1, ArrowLeft: -1 }[e.key]; if (by) { e.preventDefault(); e.stopPropagation(); wire.go({ query: Math.min(shell.facts.tokens.length - 1, Math.max(0, shell.place.query + by)) }); tell(); } });
 
   async function load() {
     const run = shell.place.run;
@@ -28,6 +28,12 @@ function hidden(shell) {
   const unit = () => Math.max(2, Math.min(44, (shell.body.clientWidth - 60) / shell.facts.tokens.length));
   const cellOf = (e) => { const b = canvas.getBoundingClientRect(), pos = Math.floor((e.clientX - b.left - 40) / unit()), row = Math.floor((e.clientY - b.top - 4) / 20); return row < 0 || row >= rows() || pos < 0 || pos >= shell.facts.tokens.length ? [-1, -1] : [rows() - 1 - row, pos]; };
 
+  // The chosen token's numbers in every layer, for those who do not point.
+  function tell() {
+    const what = wire.get("sight"), n = shell.facts.tokens.length, pos = shell.place.query;
+    if (data && ["norms", "cosines"].includes(what)) shell.tell(`${pos} ${shell.facts.tokens[pos]}, ${what} by layer: ${Array.from({ length: rows() }, (_, l) => number(data[what][l * n + pos])).join(", ")}`);
+  }
+
   function point(e) {
     const [layer, pos] = cellOf(e), n = shell.facts.tokens.length;
     if (!data || layer < 0 || !["norms", "cosines"].includes(wire.get("sight"))) return;
@@ -44,7 +50,7 @@ function hidden(shell) {
     notes.textContent = "";
     if (what === "parts") {
       if (!parts) return;
-      out.append(make("p", {}, `logit of ${parts.answer} after ${position()} ${shell.facts.tokens[position()]}: ${number(parts.logit)}, the sum of what each component writes (nothing left out)`),
+      out.append(make("p", {}, `logit of ${parts.answer} after ${parts.position} ${shell.facts.tokens[parts.position]}: ${number(parts.logit)}, the sum of what each component writes (nothing left out)`),
         bars(parts.names.map((label, i) => ({ label, after: parts.values[i] })), { unit: "logits", onpick: (i) => { const at = parts.names[i].match(/^L(\d+)H(\d+)$/); if (at) wire.go({ layer: +at[1], head: +at[2] }); } }));
       return;
     }

@@ -2,6 +2,7 @@
 function mask(shell) {
   const { wire } = shell;
   const past = [];
+  let shown = null, undoing = false;
   const board = make("div", { class: "bl-heads", role: "grid", "aria-label": "heads: Space switches, digits scale, a averages" });
   const cells = [];
   const result = make("div", { class: "bl-result" }), facts = make("div", { class: "bl-facts" });
@@ -11,7 +12,7 @@ function mask(shell) {
   off.addEventListener("keydown", (e) => e.key === "Enter" && apply());
   const limit = make("input", { type: "number", class: "bl-number", min: "0", step: "0.05", value: String(wire.get("limit")), "aria-label": "largest KL in nats" });
   limit.addEventListener("change", () => wire.set("limit", +limit.value));
-  const scale = slider("scale of chosen", { min: 0, max: 2, step: 0.05, value: 1 }, (value) => { clearTimeout(shell.waits); shell.waits = setTimeout(() => change({ op: "edit", heads: [[shell.place.layer, shell.place.head]], scale: value }), 150); });
+  const scale = slider("scale of chosen", { min: 0, max: 2, step: 0.05, value: 1 }, (value) => { const heads = [[shell.place.layer, shell.place.head]]; clearTimeout(shell.waits); shell.waits = setTimeout(() => change({ op: "edit", heads, scale: value }), 150); });
   const preset = choice("preset", [["", "…"], ["layer", "off: this layer"], ["head", "off: this head number"], ["others", "off: all others of the layer"], ["invert", "swap on and off"]], "", (what) => { if (what) change({ op: "preset", what, layer: shell.place.layer, head: shell.place.head }); preset.value(""); });
   shell.tools.append(make("label", { class: "bl-control" }, "off", off), scale,
     button("mean", "the chosen head writes its mean (a)", () => change({ op: "edit", heads: [[shell.place.layer, shell.place.head]], scale: 1, mean: !shell.facts.mean[shell.place.layer][shell.place.head] })),
@@ -21,15 +22,13 @@ function mask(shell) {
   shell.idle = "click or Space switches a head · 0–9 scale it by tenths · a: mean · u: undo";
 
   async function change(question) {
-    past.push([shell.facts.scale, shell.facts.mean]);
     shell.began = performance.now();
-    const answer = await shell.ask(question);
-    if (!answer) past.pop();
+    await shell.ask(question, { write: true });
   }
 
   function undo() {
     const last = past.pop();
-    if (last) shell.ask({ op: "restore", scale: last[0], mean: last[1] });
+    if (last) { undoing = true; shell.ask({ op: "restore", scale: last[0], mean: last[1] }, { write: true }); }
   }
 
   const flip = (l, h) => change({ op: "edit", heads: [[l, h]], scale: shell.facts.scale[l][h] === 0 ? 1 : 0 });
@@ -43,9 +42,10 @@ function mask(shell) {
       board.append(make("span", { class: "bl-soft" }, `L${l}`));
       for (let h = 0; h < H; h++) {
         const one = make("button", { type: "button", class: "bl-head", role: "gridcell", tabindex: "-1" });
-        one.addEventListener("click", () => { wire.go({ layer: l, head: h }); flip(l, h); });
+        one.addEventListener("click", () => { wire.go({ layer: l, head: h }); if (shell.facts.kept[l]?.includes(h)) flip(l, h); });
         one.addEventListener("focus", () => wire.go({ layer: l, head: h }));
         one.addEventListener("keydown", (e) => {
+          if (e.ctrlKey || e.metaKey || e.altKey) return;
           const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[e.key];
           if (step) { e.preventDefault(); e.stopPropagation(); (cells[l + step[0]]?.[h + step[1]] ?? one).focus(); }
           else if (/^[0-9]$/.test(e.key)) change({ op: "edit", heads: [[l, h]], scale: +e.key / 10 });
@@ -63,7 +63,7 @@ function mask(shell) {
     for (let l = 0; l < L; l++) for (let i = 0; i < H; i++) {
       const one = cells[l][i], factor = s[l][i], gone = !kept[l]?.includes(i);
       const state = gone ? "pruned" : m[l][i] ? "mean" : factor === 1 ? "on" : factor === 0 ? "off" : `×${number(factor)}`;
-      one.disabled = gone;
+      one.setAttribute("aria-disabled", String(gone));
       one.dataset.state = state;
       one.title = `${head(l, i)}: ${state}`;
       one.setAttribute("aria-label", one.title);
@@ -75,7 +75,16 @@ function mask(shell) {
     scale.value(s[layer][h]);
   }
 
+  // Every change of the heads can be taken back, wherever it was made.
+  function remember() {
+    const now = [shell.facts.scale, shell.facts.mean], same = JSON.stringify(now) === JSON.stringify(shown);
+    if (!same && !undoing && shown) past.push(shown);
+    if (!same) undoing = false;
+    shown = now;
+  }
+
   async function load() {
+    remember();
     show();
     if (document.activeElement !== off) off.value = shell.facts.off ?? ""; // not under the typing hand
     const answer = await shell.ask({ op: "next", k: wire.get("k") });

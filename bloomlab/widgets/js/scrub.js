@@ -14,20 +14,20 @@ function scrub(shell) {
   const spark = make("div", {}), dist = make("div", { class: "bl-result" }), notes = make("div", { class: "bl-facts" });
   const mean = toggle("mean of all heads", wire.get("mean"), (v) => { wire.set("mean", v); show(); });
   const another = button("branch with edits", "go on from this step with the heads as they are masked now", () => another_branch(null));
-  shell.tools.append(make("label", { class: "bl-control" }, "tokens", length), button("generate", "generate from the prompt", () => generate({})), toggle("sample", wire.get("do_sample"), (v) => wire.set("do_sample", v)), play, go, branch, another, mean);
+  shell.tools.append(make("label", { class: "bl-control" }, "tokens", length), button("generate", "generate from the prompt", () => generate("generate")), toggle("sample", wire.get("do_sample"), (v) => { wire.set("do_sample", v); distribution(); }), play, go, branch, another, mean);
   shell.body.append(text.el, spark, make("div", { class: "bl-bar" }, temperature, topK, topP), dist, notes);
   shell.idle = "← → scrub · p plays · click a candidate to branch with it";
 
-  async function generate(more) {
-    const answer = await shell.ask({ op: "generate", max_new_tokens: wire.get("max_new_tokens"), do_sample: wire.get("do_sample"), temperature: wire.get("temperature"), top_k: wire.get("top_k"), top_p: wire.get("top_p"), ...more });
-    take(answer);
-  }
+  const options = () => Object.fromEntries(["max_new_tokens", "do_sample", "temperature", "top_k", "top_p"].map((name) => [name, wire.get(name)]));
+
+  // "open" shows what the session has already; "generate" always makes another.
+  async function generate(op) { take(await shell.ask({ op, ...options() }, { channel: "generate", write: op === "generate" })); }
 
   async function fetchBranch(name) { take(await shell.ask({ op: "branch_of", name }, { channel: "generate", keep: false })); }
 
   async function another_branch(token) {
     if (!made) return;
-    take(await shell.ask({ op: "branch", parent: made.name, step, token, max_new_tokens: Math.max(wire.get("max_new_tokens"), step + 1) }, { channel: "generate" }));
+    take(await shell.ask({ op: "branch", parent: made.name, ...options(), step, token, max_new_tokens: Math.max(wire.get("max_new_tokens"), step + 1) }, { write: true }));
   }
 
   function take(answer) {
@@ -63,7 +63,7 @@ function scrub(shell) {
   function show() {
     if (!made) return;
     go.value(step);
-    if (shell.place.step !== step) { clearTimeout(shell.later); shell.later = setTimeout(() => wire.go({ step }), 200); }
+    if (shell.place.step !== step && !shell.later) { shell.later = setTimeout(() => { shell.later = 0; wire.go({ step }); }, 200); }
     heat();
     distribution();
     const colors = palette(shell.theme), x = made.steps.map((_, i) => i), lines = [{ name: "entropy (nats)", x, y: made.steps.map((s) => s.entropy), color: colors[0], points: made.steps.length < 80, onpick: (i) => { step = i; show(); } }];
@@ -72,17 +72,19 @@ function scrub(shell) {
     notes.textContent = [`step ${step}: “${one.label}” · probability ${number(one.probability)} · entropy ${number(one.entropy)} nats · ${number(one.ms)} ms`, made.parent ? `${made.name} left ${made.parent} at step ${made.since}` : "", ...reads].filter(Boolean).join(" · ");
   }
 
-  // Temperature, top-k and top-p act on the stored logits: nothing is asked.
+  // Temperature acts on the stored logits, and top-k and top-p if tokens are drawn: nothing is asked.
   function distribution() {
     if (!made) return;
-    const one = made.steps[step], t = wire.get("temperature"), best = one.logits[0];
+    const one = made.steps[step], t = wire.get("temperature"), best = one.logits[0], sample = wire.get("do_sample");
     let odds = Array.from(one.logits, (v) => Math.exp((v - best) / t));
-    let total = odds.reduce((a, b) => a + b, 0), seen = 0;
-    const cut = odds.findIndex((v, i) => { if (i >= wire.get("top_k")) return true; seen += v; return seen - v >= wire.get("top_p") * total; });
+    if (sample && wire.get("top_k") > 0) odds = odds.slice(0, wire.get("top_k"));
+    const sum = () => odds.reduce((a, b) => a + b, 0);
+    let seen = 0;
+    const most = wire.get("top_p") * sum(), cut = sample && wire.get("top_p") < 1 ? odds.findIndex((v) => { seen += v; return seen - v >= most; }) : -1;
     if (cut > 0) odds = odds.slice(0, cut);
-    total = odds.reduce((a, b) => a + b, 0);
+    const all = !sample && t === 1, total = all ? Math.exp(one.scale - best) : sum();
     dist.replaceChildren(bars(odds.slice(0, wire.get("k")).map((v, i) => ({ label: one.labels[i] ?? `id ${one.ids[i]}`, after: v / total, note: one.ids[i] === one.token ? "taken" : "" })), { unit: "probability", picked: one.ids.indexOf(one.token), onpick: (i) => another_branch(one.ids[i]) }),
-      make("div", { class: "bl-soft" }, `${odds.length} of the ${one.logits.length} likeliest tokens are left to choose from`));
+      make("div", { class: "bl-soft" }, all ? "probabilities, before the choice of the likeliest" : `shares among ${odds.length === one.logits.length ? `the ${odds.length} likeliest tokens` : `the ${odds.length} tokens that are left`}${t === 1 ? "" : ` at temperature ${number(t)}`}`));
   }
 
   function toggleplay() {
@@ -99,7 +101,11 @@ function scrub(shell) {
   shell.ended.signal.addEventListener("abort", () => clearInterval(playing));
   shell.draws.push(() => made && show());
   let prompt = null;
-  shell.refresh = () => { if (shell.facts.prompt !== prompt || !made) { prompt = shell.facts.prompt; made = null; generate({}); } };
-  shell.placed = () => { if (made) heat(); };
+  shell.refresh = () => { if (shell.facts.prompt !== prompt || !made) { prompt = shell.facts.prompt; made = null; generate("open"); } };
+  shell.placed = () => {
+    if (!made) return;
+    const { step: wanted } = shell.place;
+    if (wanted >= 0 && wanted !== step && wanted < made.steps.length) { step = wanted; show(); } else heat();
+  };
   shell.refresh();
 }

@@ -67,7 +67,7 @@ class Shell {
     // JupyterLab's single-key shortcuts would act on the notebook: it asks the focused element itself.
     this.root.addEventListener("focusin", (e) => e.target.setAttribute("data-lm-suppress-shortcuts", "true"));
     this.root.addEventListener("mouseleave", () => this.wire.flush());
-    this.root.addEventListener("keydown", (e) => { if (e.key === "Escape" && this.isFull) this.full(); });
+    document.addEventListener("keydown", (e) => { if (e.key === "Escape" && this.isFull) this.full(); }, { signal: this.ended.signal });
     this.sizes = new ResizeObserver(() => this.root.clientWidth && this.redraw());
     this.sizes.observe(this.root);
     this.themes = new MutationObserver(() => this.redraw());

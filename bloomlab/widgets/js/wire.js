@@ -5,6 +5,7 @@ const KEPT = 40;
 class Wire {
   constructor(model) {
     this.model = model;
+    this.me = Math.random().toString(36).slice(2);
     this.next = 0;
     this.sent = 0;
     this.waiting = new Map(); // id -> {channel, done}
@@ -20,18 +21,23 @@ class Wire {
   facts() { return this.model.get("facts"); }
 
   // The answer {.., buffers}, or null if a later question of the channel made it stale.
-  ask(question, { channel = question.op, keep = false } = {}) {
+  // What changes the session (`write`) is always sent and always answered.
+  ask(question, { channel = question.op, keep = false, write = false } = {}) {
+    if (write) channel = `write ${this.next + 1} ${Math.random()}`;
     const key = this.facts().version + canonical(question);
     if (keep && this.kept.has(key)) {
       const found = this.kept.get(key);
       this.kept.delete(key);
       this.kept.set(key, found);
+      const open = this.channels.get(channel); // what is on its way was asked before: it comes too late
+      open?.later?.drop();
+      if (open) open.later = { send() {}, drop() {} };
       return Promise.resolve(found);
     }
     const busy = this.channels.get(channel);
     if (keep && busy?.key === key && !busy.later) return busy.promise;
     const promise = new Promise((resolve, reject) => {
-      const send = () => this.send(question, channel, keep ? key : "", resolve, reject);
+      const send = () => this.send(question, channel, { key: keep ? key : "", write, resolve, reject });
       if (!busy) return send();
       busy.later?.drop();
       busy.later = { send, drop: () => resolve(null) };
@@ -43,11 +49,11 @@ class Wire {
 
   has(question) { return this.kept.has(this.facts().version + canonical(question)); }
 
-  send(question, channel, key, resolve, reject) {
-    const id = ++this.next;
+  send(question, channel, asked) {
+    const id = `${this.me}.${++this.next}`; // another view of this widget hears our answers too
     this.sent++;
-    this.channels.set(channel, { id, key, later: null });
-    this.waiting.set(id, { channel, key, resolve, reject, version: this.facts().version });
+    this.channels.set(channel, { id, key: asked.key, later: null });
+    this.waiting.set(id, { ...asked, channel, version: this.facts().version });
     this.flush();
     this.model.send({ ...question, id });
   }
@@ -62,7 +68,7 @@ class Wire {
     else {
       const bytes = buffers.map((b) => new Uint8Array(b.buffer, b.byteOffset, b.byteLength));
       const answer = { ...message, buffers: bytes };
-      const stale = later || message.version < this.facts().version; // new facts may come after their answer
+      const stale = !asked.write && (later || message.version < this.facts().version); // new facts may come after their answer
       if (asked.key && !stale && message.version === asked.version) {
         this.kept.set(asked.key, answer);
         if (this.kept.size > KEPT) this.kept.delete(this.kept.keys().next().value);

@@ -20,6 +20,7 @@ class Zoom {
     this.marks.addEventListener("pointerleave", () => this.move([-1, -1]));
     this.marks.addEventListener("dblclick", () => this.reset());
     this.marks.addEventListener("keydown", (e) => {
+      if (e.ctrlKey || e.metaKey || e.altKey) return;
       const step = { ArrowRight: [0, 1], ArrowLeft: [0, -1], ArrowDown: [1, 0], ArrowUp: [-1, 0] }[e.key];
       const grow = { "+": 1.4, "=": 1.4, "-": 1 / 1.4 }[e.key];
       if (step) { e.preventDefault(); e.stopPropagation(); const [q, k] = this.at[0] < 0 ? [0, 0] : this.at; this.move([Math.min(this.n - 1, Math.max(0, q + step[0])), Math.min(this.n - 1, Math.max(0, k + step[1]))]); this.follow(); this.shell.tell(this.told()); }
@@ -111,7 +112,7 @@ class Zoom {
       if (q < this.n && q % every === 0 && py > this.room && py < this.room + size) { context.textAlign = "right"; context.fillText(short(this.rows[q], 13), this.room - 5, py + 4); }
       if (k < this.n && k % every === 0 && px > this.room && px < this.room + size) { context.save(); context.translate(px + 4, this.room - 5); context.rotate(-Math.PI / 2); context.textAlign = "left"; context.fillText(short(this.tokens[k], 13), 0, 0); context.restore(); }
     }
-    if (this.unit >= 34) this.print(context, first, count);
+    if (this.unit >= 46) this.print(context, first, count);
     if (this.k > 1.01) {
       const side = 88, left = this.room + size - side - 6, top = this.room + 6;
       context.globalAlpha = 0.92;
@@ -149,7 +150,8 @@ class Zoom {
 
   overlay() {
     if (!this.n) return;
-    const context = fitted(this.marks, this.size + this.room, this.size + this.room), [q, k] = this.at, { query, key } = this.shell.place;
+    const context = fitted(this.marks, this.size + this.room, this.size + this.room), [q, k] = this.at, here = this.here ?? ((i) => i);
+    const [query, key] = [this.shell.place.query, this.shell.place.key].map((i) => (i < 0 ? -1 : here(i)));
     const box = (a, b, color, width) => { if (a < 0 || b < 0) return; context.strokeStyle = color; context.lineWidth = width; const s = Math.max(3, this.unit); context.strokeRect(this.room + (b - this.x) * this.unit, this.room + (a - this.y) * this.unit, s, s); };
     context.save();
     context.beginPath();
@@ -165,15 +167,16 @@ class Zoom {
 
 // Lines from queries (left) to keys (right) of a small text; width is the weight.
 function bipartite(shell, zoom, threshold, edges) {
-  const row = 17, n = zoom.n, width = 520, picture = svg("svg", { class: "bl-chart", width, height: n * row + 10, viewBox: `0 0 ${width} ${n * row + 10}`, role: "img", "aria-label": "attention as lines from queries to keys" });
-  const color = palette(shell.theme)[0], { query } = shell.place;
+  const row = 17, n = zoom.n, width = 520, picture = svg("svg", { class: "bl-chart", width, height: n * row + 10, viewBox: `0 0 ${width} ${n * row + 10}`, role: "group", "aria-label": "attention as lines from queries to keys" });
+  const pick = (i) => shell.wire.go({ query: i === shell.place.query ? -1 : i });
+  const color = palette(shell.theme)[0], query = shell.place.query < n ? shell.place.query : -1;
   for (let q = 0; q < n; q++) {
     if (query >= 0 && q !== query) continue;
     const keys = Array.from({ length: q + 1 }, (_, k) => [k, valueOf(zoom.bytes[q * n + k], zoom.top)]).sort((a, b) => b[1] - a[1]).slice(0, edges);
-    for (const [k, w] of keys) if (w >= threshold && !(zoom.look?.sink && k === 0 && q > 0)) picture.append(svg("line", { x1: 170, x2: 350, y1: q * row + 12, y2: k * row + 12, stroke: color, "stroke-width": 0.5 + 4 * w, opacity: 0.15 + 0.85 * w }, svg("title", {}, `${zoom.rows[q]} → ${zoom.tokens[k]}: ${number(w)}`)));
+    for (const [k, w] of keys) if (w >= threshold && !(zoom.look?.sink && k === 0 && q > 0)) picture.append(svg("line", { x1: 170, x2: 350, y1: q * row + 12, y2: k * row + 12, stroke: color, "stroke-width": 0.5 + (4 * w) / zoom.top, opacity: 0.15 + (0.85 * w) / zoom.top }, svg("title", {}, `${zoom.rows[q]} → ${zoom.tokens[k]}: ${number(w)}`)));
   }
   zoom.tokens.forEach((token, i) => {
-    picture.append(svg("text", { x: 164, y: i * row + 16, "text-anchor": "end", class: i === query ? "bl-strong bl-pick" : "bl-pick", onclick: () => shell.wire.go({ query: i === query ? -1 : i }) }, short(token, 18)),
+    picture.append(svg("text", { x: 164, y: i * row + 16, "text-anchor": "end", class: i === query ? "bl-strong bl-pick" : "bl-pick", tabindex: 0, role: "button", "aria-label": `query ${i} ${token}`, onclick: () => pick(i), onkeydown: (e) => (e.key === "Enter" || e.key === " ") && (e.preventDefault(), pick(i)) }, short(token, 18)),
       svg("text", { x: 356, y: i * row + 16 }, short(token, 18)));
   });
   return picture;
