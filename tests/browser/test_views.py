@@ -123,11 +123,16 @@ def test_a_generation_is_scrubbed_and_branches(show):
     assert "step 5" in scrub.locator(".bl-facts").text_content()
     sent = views.sent("scrub")
     bars = scrub.locator(".bl-bars").text_content()
+    shown = float(scrub.locator("[aria-selected=true] .bl-value").text_content())
+    probability = float(views.lab.ask("session.generations['main'].steps[5].probability"))
+    assert shown == pytest.approx(probability, rel=6e-3)  # the model's own, of all tokens
     views.slide("scrub", "temperature", 0.3)
+    scrub.get_by_label("sample").check()
     views.slide("scrub", "top-k", 3)
     assert scrub.locator(".bl-bar-row").count() == 3
     assert scrub.locator(".bl-bars").text_content() != bars
     assert views.sent("scrub") == sent
+    scrub.get_by_label("sample").uncheck()
     scrub.locator(".bl-bar-row").nth(1).click()
     scrub.get_by_label("branch", exact=True).locator("option").nth(1).wait_for(state="attached")
     views.settled()
