@@ -9,9 +9,11 @@ from jaxtyping import Float
 from bloomlab.errors import UnknownNameError
 from bloomlab.widgets.heads import heads_off, mask_without
 from bloomlab.widgets.next_tokens import next_answer
+from bloomlab.widgets.pack import plain
 from bloomlab.widgets.stills import bars
 from bloomlab.widgets.view import Answer, Number, View
 
+CHANGES = ("edit", "mask", "preset", "prune", "restore")
 PRESETS = ("layer", "head", "others", "invert")
 
 
@@ -61,6 +63,13 @@ class HeadMaskLab(View):
     def answer_next(self, k: int) -> Answer:
         """The next token."""
         return next_answer(self.session, k)
+
+    def _answer(self, question: dict[str, Any]) -> Answer:
+        changes = question.get("op") in CHANGES
+        facts, buffers = super()._answer(question)
+        if changes:  # the next token comes with the change: one question less
+            facts = {**facts, **plain(next_answer(self.session, self.controls["k"])[0])}
+        return facts, buffers
 
     def answer_mask(self, text: str) -> Answer:
         """Switch off the heads of a text, all others on."""

@@ -57,7 +57,7 @@ def test_importance_is_one_forward_a_head(session):
 
 
 def test_importance_is_of_the_intact_model_and_of_its_prompt(session):
-    first = session.importance()
+    first = session.importance().copy()
     session.edits = EDITS["all"]
     session.importance()[:] = 0  # what is handed out is a copy
     np.testing.assert_array_equal(session.importance(), first)

@@ -204,7 +204,7 @@ function grid(shell) {
   marks.addEventListener("blur", overlay);
 
   shell.draws.push(draw);
-  shell.refresh = () => setTimeout(load, 40); // what is asked for at once, the next token say, comes first
+  shell.refresh = () => setTimeout(load, 150); // what is asked for at once, the next token say, comes first
   let theme = "", run = shell.place.run;
   shell.draws.unshift(() => { if (theme !== shell.theme) { theme = shell.theme; recolor(); } });
   shell.placed = () => { if (run !== shell.place.run) { run = shell.place.run; load(); } focus = Math.max(0, shown.findIndex((one) => one.layer === shell.place.layer && one.head === shell.place.head)); overlay(); };

@@ -2,7 +2,7 @@
 function mask(shell) {
   const { wire } = shell;
   const past = [];
-  let shown = null, undoing = false;
+  let shown = null, undoing = false, changing = 0;
   const board = make("div", { class: "bl-heads", role: "grid", "aria-label": "heads: Space switches, digits scale, a averages" });
   const cells = [];
   const result = make("div", { class: "bl-result" }), facts = make("div", { class: "bl-facts" });
@@ -23,12 +23,16 @@ function mask(shell) {
 
   async function change(question) {
     shell.began = performance.now();
-    await shell.ask(question, { write: true });
+    changing++;
+    const answer = await shell.ask(question, { write: true });
+    changing--;
+    if (answer?.labels) paint(answer); // the next token comes with the change
+    else load();
   }
 
   function undo() {
     const last = past.pop();
-    if (last) { undoing = true; shell.ask({ op: "restore", scale: last[0], mean: last[1] }, { write: true }); }
+    if (last) { undoing = true; change({ op: "restore", scale: last[0], mean: last[1] }); }
   }
 
   const flip = (l, h) => change({ op: "edit", heads: [[l, h]], scale: shell.facts.scale[l][h] === 0 ? 1 : 0 });
@@ -87,8 +91,12 @@ function mask(shell) {
     remember();
     show();
     if (document.activeElement !== off) off.value = shell.facts.off ?? ""; // not under the typing hand
+    if (changing) return;
     const answer = await shell.ask({ op: "next", k: wire.get("k") });
-    if (!answer) return;
+    if (answer) paint(answer);
+  }
+
+  function paint(answer) {
     const begun = performance.now();
     result.replaceChildren(make("div", { class: "bl-legend" }, make("span", {}, make("i", { class: "bl-before" }), "all heads"), make("span", {}, make("i", { class: "bl-after" }), "edited")),
       bars(answer.labels.map((label, i) => ({ label, before: answer.before[i], after: answer.after[i], note: answer.logits[i] == null ? "" : `${answer.logits[i] >= 0 ? "+" : "−"}${number(Math.abs(answer.logits[i]))} logits` })), { unit: "probability" }));

@@ -271,7 +271,7 @@ function zoom(shell) {
   });
   let theme = "", seen = "";
   shell.draws.push(() => { if (theme !== shell.theme) { theme = shell.theme; view.near = view.far = null; } draw(); });
-  shell.refresh = () => setTimeout(load, 20);
+  shell.refresh = () => setTimeout(load, 100);
   shell.placed = () => { const now = JSON.stringify(question()); if (now !== seen) { seen = now; load(); } else draw(); };
   shell.steered = () => { mode.value(wire.get("mode")); form.value(wire.get("form")); load(); };
   load();
