@@ -61,7 +61,8 @@ BUSY = """async ([kind, act]) => {
     const handled = performance.now() - begun
     await new Promise(done => requestAnimationFrame(() => setTimeout(done, 30)))
     return { ms: handled + shell.drawn, asked: shell.wire.sent - sent } }"""
-FRESH = "root.shell.wire.kept.clear(); root.shell.refresh()"
+FRESH = """root.shell.wire.kept.clear()
+    root.querySelector('[aria-label=show]').dispatchEvent(new Event('change'))"""
 GO = "root.shell.wire.go({{ layer: {}, head: {}, query: -1, key: -1 }})"
 SLIDE = """const bar = root.querySelector('[aria-label={}]')
     bar.value = {}
