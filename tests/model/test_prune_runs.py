@@ -242,15 +242,15 @@ def test_a_session_shows_heads_at_their_numbers(demo):
     mask = np.ones((config.n_layer, config.n_head), dtype=np.float32)
     mask[0], mask[1, 1:3] = 0, 0
     text = "The history of the city begins with a small village."
-    expected = session.patterns(text, mask)
+    masked, smaller = session.look(text, session.edits.with_mask(mask)), pruned.look(text)
+    expected, found = masked.patterns(), smaller.patterns()
     kept = mask.astype(bool)
-    assert np.abs(pruned.patterns(text)[kept] - expected[kept]).max() < 1e-4
-    assert (pruned.patterns(text)[~kept] == 0).all()
-    assert np.abs(pruned.pattern(text, 1, 3) - expected[1, 3]).max() < 1e-4
+    assert np.abs(found[kept] - expected[kept]).max() < 1e-4
+    assert (found[~kept] == 0).all()
+    assert np.abs(smaller.pattern(1, 3) - expected[1, 3]).max() < 1e-4
     with pytest.raises(InputError, match="there is no L1H2"):
-        pruned.pattern(text, 1, 2)
-    labels, _, after = session.next_tokens(text, mask)
-    assert pruned.next_tokens(text)[0][0] == labels[after.argmax()]
+        smaller.pattern(1, 2)
+    assert smaller.next_tokens()[0] == masked.next_tokens()[0]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
