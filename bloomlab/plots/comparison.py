@@ -86,17 +86,6 @@ def comparison_figure(
         layout[f"xaxis{place + 1 if place else ''}"] = across | linked | {"domain": domains[place]}
     down = axis([queries[pos] for pos in rows], title="query (destination)", most=most)
     layout["yaxis"] |= down | {"autorange": "reversed"}
-    layout["annotations"] = [
-        {
-            "text": name,
-            "x": sum(domain) / 2,
-            "y": 1,
-            "xref": "paper",
-            "yref": "paper",
-            "xanchor": "center",
-            "yanchor": "bottom",
-            "showarrow": False,
-        }
-        for name, domain in zip(labels, domains, strict=True)
-    ]
+    pairs = zip(labels, domains, strict=True)
+    layout["annotations"] = [theme.panel_title(name, domain) for name, domain in pairs]
     return theme.figure(traces, title=title, layout=layout)

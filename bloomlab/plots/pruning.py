@@ -66,18 +66,7 @@ def pruning_figure(
             "anchor": f"x{suffix}"
         }
         if len(datasets) > 1:
-            notes.append(
-                {
-                    "text": escape(str(name)),
-                    "x": sum(domain) / 2,
-                    "y": 1,
-                    "xref": "paper",
-                    "yref": "paper",
-                    "xanchor": "center",
-                    "yanchor": "bottom",
-                    "showarrow": False,
-                }
-            )
+            notes.append(theme.panel_title(escape(str(name)), domain))
     layout |= {
         "annotations": notes,
         "showlegend": True,

@@ -126,6 +126,20 @@ def figure(traces: Sequence[Any], *, title: str, layout: Mapping[str, Any]) -> g
     return go.Figure(list(traces), {"template": TEMPLATE, "title": {"text": title}, **layout})
 
 
+def panel_title(text: str, domain: Sequence[float]) -> dict[str, Any]:
+    """An annotation above a panel that spans `domain`, 0 to 1, of the figure's width."""
+    return {
+        "text": text,
+        "x": sum(domain) / 2,
+        "y": 1,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "center",
+        "yanchor": "bottom",
+        "showarrow": False,
+    }
+
+
 def attention_colors() -> dict[str, Any]:
     """Heatmap settings for probabilities of attention: fixed 0..1, square-root colour."""
     ticks = {0.0: "0", 0.1: "0.1", 0.25: "0.25", 0.5: "0.5", 0.75: "0.75", 1.0: "1"}

@@ -1,5 +1,6 @@
 """What a session answers about its runs: numbers for views, and for the next cell."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -30,14 +31,8 @@ class Questions:
     model: Any
     edits: Any
     _importance: Any  # of heads, once it was asked for
-
-    def run(self, which: str = "edited") -> Run:
-        """The "edited" or the "clean" run."""
-        raise NotImplementedError
-
-    def kept(self, layer: int) -> list[int]:
-        """Numbers of a layer's heads."""
-        raise NotImplementedError
+    run: Callable[..., Run]  # the "edited" or the "clean" one
+    kept: Callable[[int], list[int]]  # numbers of a layer's heads
 
     def attention(
         self, mode: str, layer: int, head: int, *, which: str = "edited", queries: Any = None

@@ -45,6 +45,7 @@ class View(anywidget.AnyWidget):
     name = "view"  # of the script that draws it
     parts: tuple[str, ...] = ()  # scripts that it needs beside its own
     kinds: Mapping[str, Kind] = {}  # of its controls, where they are not as in `controls.KINDS`
+    still: Callable[[], bytes]  # a PNG of the view, for where nothing is live
     _css = style()
     _watched: tuple[Any, ...] = ()  # what is observed: object, handler, names
 
@@ -94,10 +95,6 @@ class View(anywidget.AnyWidget):
     def companions(self) -> list["View"]:
         """Views that stand beside this one in a saved page."""
         return []
-
-    def still(self) -> bytes:
-        """A PNG of the view for where nothing is live."""
-        raise NotImplementedError
 
     # -- state -------------------------------------------------------------------------------------
 

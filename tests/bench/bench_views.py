@@ -202,7 +202,9 @@ def sizes(bench):
         bench.run(f"view = widgets.{name}(session)")
         size = int(bench.ask("saved(view) + 4 * len(view.still()) // 3"))
         print(f"saved notebook, {name}: {size / 1e3:.0f} kB (300)")
-    page = int(bench.ask("widgets.HeadGrid(session).to_html('/tmp/page.html').stat().st_size"))
+    bench.run("import tempfile; folder = tempfile.TemporaryDirectory()")
+    bench.run("page = widgets.HeadGrid(session).to_html(f'{folder.name}/page.html')")
+    page = int(bench.ask("page.stat().st_size"))
     print(f"page of grid and 16 heads, 256 tokens: {page / 1e6:.2f} MB (2)")
 
 

@@ -11,6 +11,15 @@ from bloomlab.widgets import HeadGrid, HeadMaskLab, HeadZoom, TokenStrip
 from tests.widgets.asking import FIRST, NAMES, PROMPT, READERS, TEXTS, Browser, ask, make
 
 
+def failing(error):
+    """A function that raises."""
+
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_an_answer_carries_the_id_and_the_version(name, session):
     view = make(name, session)
@@ -97,11 +106,8 @@ def test_an_expected_error_is_said_and_the_next_question_answered(
     view = HeadZoom(session)
     browser = Browser(view)
 
-    def fail(*_, **__):
-        raise error
-
     with monkeypatch.context() as patched:
-        patched.setattr(session, "attention", fail)
+        patched.setattr(session, "attention", failing(error))
         answer = browser.first()
     assert said in answer["error"]
     assert answer["error"] == view.status
@@ -114,11 +120,8 @@ def test_an_unexpected_error_is_said_and_goes_on(error, session, monkeypatch):
     view = HeadZoom(session)
     browser = Browser(view)
 
-    def fail(*_, **__):
-        raise error
-
     with monkeypatch.context() as patched:
-        patched.setattr(session, "attention", fail)
+        patched.setattr(session, "attention", failing(error))
         with pytest.raises(type(error)):
             browser.first()
     answer, _ = browser.heard[-1]
