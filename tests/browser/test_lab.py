@@ -81,14 +81,16 @@ def test_a_notebook_that_is_opened_again_shows_the_picture(lab_page):
 
 
 def test_a_page_opens_from_a_file_and_asks_nobody(lab_page, tmp_path):
+    page = f"widgets.HeadGrid(session).to_html('{tmp_path}/page.html')"
     lab = lab_page(
-        [START, f"widgets.HeadGrid(session).to_html('{tmp_path}/page.html').stat().st_size"]
-    )
+        [START, "session.prompt = 'the cat sat'", page]
+    )  # few tokens: cells hold numbers
     assert (tmp_path / "page.html").stat().st_size < 2_000_000
     lab.page.goto(f"file://{tmp_path}/page.html")
     views = Views(lab)
     views.settled()
     pictures = views.ink("grid"), views.ink("zoom")
+    assert views.status("zoom").get_attribute("class") == "bl-status"
     views.root("grid").locator(".bl-over").click(position=views.at_head(2, 3))
     views.root("zoom").locator(".bl-tag", has_text="L2H3").wait_for()
     views.changed("zoom", pictures[1])

@@ -141,7 +141,7 @@ class Zoom {
     }
     const block = { row: Math.max(0, first[0]), column: Math.max(0, first[1]), rows: Math.min(count, this.n - first[0]), columns: Math.min(count, this.n - first[1]) };
     const near = this.numbers;
-    if (this.exact && !(near && block.row >= near.row && block.column >= near.column && block.row + block.rows <= near.row + near.rows && block.column + block.columns <= near.column + near.columns)) {
+    if (this.exact && !this.shell.facts.static && !(near && block.row >= near.row && block.column >= near.column && block.row + block.rows <= near.row + near.rows && block.column + block.columns <= near.column + near.columns)) {
       clearTimeout(this.waits);
       const bytes = this.bytes;
       this.waits = setTimeout(async () => { const values = await this.exact(block); if (values && bytes === this.bytes) { this.numbers = { ...block, values }; this.draw(); } }, 120);
@@ -235,7 +235,7 @@ function zoom(shell) {
   }
 
   async function row(query, key) {
-    if (query < 0) return;
+    if (query < 0 || shell.facts.static) return; // a page has no kernel to ask for exact numbers
     const answer = await shell.ask({ op: "block", ...question(), row: query, column: 0, rows: 1, columns: query + 1 }, { channel: "exact" });
     if (!answer) return;
     const value = asFloats(answer.buffers[0])[key];
