@@ -35,3 +35,12 @@ def test_nothing_heavy_is_imported(code):
         [sys.executable, "-c", check], env=ENVIRONMENT, timeout=60, capture_output=True, text=True
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_loaded_model_that_writes_has_not_imported_torchs_compiler():
+    uses = "import sys; import bloomlab as bl; m = bl.load('demo'); m.generate('one', max_new_tokens=2)"
+    check = f"{uses}; sys.exit('torch._dynamo' in sys.modules)"  # a second that nothing needs
+    done = subprocess.run(
+        [sys.executable, "-c", check], env=ENVIRONMENT, timeout=120, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")

@@ -16,6 +16,11 @@ class Embedding(nn.Embedding):
         super().__init__(config.vocab_size, config.hidden_size)
         self.hook_out = HookPoint()  # batch pos d_model
 
+    def reset_parameters(self) -> None:
+        """Random weights as in torch; on meta, where drawing imports torch's compiler, nothing."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
+
     @property
     def W_E(self) -> Float[Tensor, "vocab d_model"]:
         """The table itself, under TransformerLens' name."""
