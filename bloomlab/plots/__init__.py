@@ -5,10 +5,12 @@ from bloomlab.plots.attention import head_grid_figure, pattern_figure
 from bloomlab.plots.attribution import attribution_figure
 from bloomlab.plots.circuits import edges_figure
 from bloomlab.plots.comparison import comparison_figure
+from bloomlab.plots.curves import curves_figure
 from bloomlab.plots.export import save_figure
 from bloomlab.plots.generation import branches_figure, generation_figure
 from bloomlab.plots.hidden_states import cosine_figure, norm_figure, trajectory_figure
 from bloomlab.plots.lens import lens_figure, rank_figure
+from bloomlab.plots.memory import memory_figure
 from bloomlab.plots.patching import patching_figure
 from bloomlab.plots.predictions import next_token_figure
 from bloomlab.plots.probes import probe_figure
@@ -20,11 +22,13 @@ __all__ = [
     "branches_figure",
     "comparison_figure",
     "cosine_figure",
+    "curves_figure",
     "edges_figure",
     "generation_figure",
     "head_grid_figure",
     "head_map_figure",
     "lens_figure",
+    "memory_figure",
     "next_token_figure",
     "norm_figure",
     "patching_figure",

@@ -1,4 +1,5 @@
 import numpy as np
+import pandas as pd
 import pytest
 
 from bloomlab.errors import InputError, ShapeError
@@ -70,7 +71,9 @@ def test_ranks_are_counted_from_one_on_a_logarithmic_axis_with_the_best_on_top()
     first, second = figure.data
     np.testing.assert_array_equal(first.y, [10, 1, np.nan])
     np.testing.assert_array_equal(second.y, [1000, 100, 1])
-    np.testing.assert_array_equal(second.customdata, ranks[1])  # the hover tells the rank itself
+    np.testing.assert_array_equal(
+        [rank for rank, _ in second.customdata], ranks[1]
+    )  # the hover tells the rank itself
     assert list(first.x) == [0, 1, 2]
     assert "&lt;b&gt;" in first.name
     axis = figure.layout.yaxis
@@ -86,3 +89,59 @@ def test_wrong_ranks_are_refused():
         rank_figure([[1, 0]], ["x", "y"])
     with pytest.raises(InputError, match="nothing to draw"):
         rank_figure(np.zeros((0, 4)), [])
+
+
+def frame(sites=("post",)):
+    """As `Lens.top` of one text: two layers, three positions, the two likeliest tokens."""
+    rows = [
+        {"layer": layer, "site": site, "text": 0, "pos": pos, "rank": rank}
+        for layer in range(2)
+        for site in sites
+        for pos in range(3)
+        for rank in range(2)
+    ]
+    found = pd.DataFrame(rows)
+    place = found["layer"] * 3 + found["pos"]
+    found["predicted"] = 10 + found["rank"]
+    found["label"] = [
+        f"t{i}" if not rank else "no" for i, rank in zip(place, found["rank"], strict=True)
+    ]
+    return found.assign(probability=np.where(found["rank"] == 0, PROBABILITY.ravel()[place], 0.0))
+
+
+def test_a_frame_of_predictions_is_drawn_as_its_numbers_are():
+    (drawn,) = lens_figure(frame(), tokens=TOKENS).data
+    labels = [["t0", "t1", "t2"], ["t3", "t4", "t5"]]
+    assert drawn == lens_figure(PROBABILITY, labels, TOKENS).data[0]
+    both = lens_figure(frame(("mid", "post")), tokens=TOKENS)
+    assert list(both.layout.yaxis.ticktext) == ["0 mid", "0 post", "1 mid", "1 post"]
+    np.testing.assert_array_equal(both.data[0].z, PROBABILITY[[0, 0, 1, 1]])
+    named = lens_figure(frame(), tokens=TOKENS, layers=["x", "y"])
+    assert list(named.layout.yaxis.ticktext) == ["x", "y"]
+
+
+def test_a_frame_of_followed_tokens_is_a_line_a_token():
+    interest = frame().query("pos == 1").assign(rank=[4, 0, 2, 1])
+    figure = rank_figure(interest)
+    assert [line.name for line in figure.data] == ["\u2068t1\u2069", "\u2068no\u2069"]
+    assert [list(line.y) for line in figure.data] == [[5, 3], [1, 2]]
+    ids = rank_figure(interest.drop(columns="label"))
+    assert [line.name for line in ids.data] == ["\u206810\u2069", "\u206811\u2069"]
+    sites = rank_figure(frame(("mid", "post")).query("pos == 1"))
+    assert list(sites.layout.xaxis.ticktext) == ["0 mid", "0 post", "1 mid", "1 post"]
+
+
+def test_frames_that_are_not_of_one_table_are_refused():
+    several = pd.concat([frame(), frame().assign(text=1)])
+    with pytest.raises(InputError, match="several texts"):
+        lens_figure(several, tokens=TOKENS)
+    with pytest.raises(ShapeError, match=r"expected \(2, 2\)"):
+        lens_figure(frame(), tokens=TOKENS[:2])
+    with pytest.raises(InputError, match="no column 'label'"):
+        lens_figure(frame().drop(columns="label"), tokens=TOKENS)
+    with pytest.raises(InputError, match="top is missing"):
+        lens_figure(PROBABILITY, tokens=TOKENS)
+    with pytest.raises(InputError, match="several positions"):
+        rank_figure(frame())
+    with pytest.raises(ShapeError, match=r"expected \(1, 3\)"):
+        rank_figure([[1, 0]], ["x"], layers=["a", "b", "c"])
