@@ -7,6 +7,7 @@ from bloomlab.experiments.attention_knockout import Knockout, knock_out_attentio
 from bloomlab.experiments.attribution import Attribution, attribute_logits
 from bloomlab.experiments.branch_results import Branches
 from bloomlab.experiments.branches import compare_branches
+from bloomlab.experiments.by_position import kl_by_position, loss_by_position
 from bloomlab.experiments.causal_tracing import CausalTrace, trace_causes
 from bloomlab.experiments.circuit_scores import CircuitScores, evaluate_circuits
 from bloomlab.experiments.circuit_search import FoundCircuit, find_circuit
@@ -103,6 +104,7 @@ __all__ = [
     "head_importance",
     "head_roles",
     "head_tokens",
+    "kl_by_position",
     "knock_out_attention",
     "label_examples",
     "language_effects",
@@ -110,6 +112,7 @@ __all__ = [
     "learn_gates",
     "linear_readout",
     "logit_lens",
+    "loss_by_position",
     "mean_difference",
     "one_shot_order",
     "ov_circuit",

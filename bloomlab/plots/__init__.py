@@ -1,6 +1,13 @@
 """Figures: arrays in, a plotly `Figure` out. No model, no torch, nothing shown."""
 
-from bloomlab.plots.alibi import bias_figure, score_figure, slopes_figure, window_figure
+from bloomlab.plots.alibi import (
+    bias_figure,
+    recency_figure,
+    score_figure,
+    slopes_figure,
+    staircase_figure,
+    window_figure,
+)
 from bloomlab.plots.attention import head_grid_figure, pattern_figure
 from bloomlab.plots.attribution import attribution_figure
 from bloomlab.plots.circuits import edges_figure
@@ -12,6 +19,7 @@ from bloomlab.plots.hidden_states import cosine_figure, norm_figure, trajectory_
 from bloomlab.plots.lens import lens_figure, rank_figure
 from bloomlab.plots.memory import memory_figure
 from bloomlab.plots.patching import patching_figure
+from bloomlab.plots.positions import position_figure
 from bloomlab.plots.predictions import next_token_figure
 from bloomlab.plots.probes import probe_figure
 from bloomlab.plots.pruning import head_map_figure, pruning_figure, ranking_figure
@@ -33,13 +41,16 @@ __all__ = [
     "norm_figure",
     "patching_figure",
     "pattern_figure",
+    "position_figure",
     "probe_figure",
     "pruning_figure",
     "rank_figure",
     "ranking_figure",
+    "recency_figure",
     "save_figure",
     "score_figure",
     "slopes_figure",
+    "staircase_figure",
     "trajectory_figure",
     "window_figure",
 ]

@@ -11,8 +11,8 @@ from jaxtyping import Float
 
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
-from bloomlab.plots.arrays import as_array, check_labels
-from bloomlab.plots.tokens import label_room, places, steps_axis
+from bloomlab.plots.arrays import as_array, as_probabilities, check_labels
+from bloomlab.plots.tokens import escape, label_room, places, steps_axis
 
 
 def slopes_figure(slopes: object, *, title: str = "") -> go.Figure:
@@ -133,6 +133,104 @@ def score_figure(
     return theme.figure(traces, title=title, layout=layout)
 
 
+def staircase_figure(
+    exact: object, rounded: object, *, first: int = 0, title: str = ""
+) -> go.Figure:
+    """A head's bias on neighbouring keys as it should be, and as a number format rounds it.
+
+    Both are shifted so that the last key, the query's own, has 0: softmax ignores a constant.
+
+    Args:
+        exact: bias of each key in logits, array or tensor [key].
+        rounded: the same, rounded.
+        first: position of the first key.
+        title: of the figure.
+
+    Raises:
+        ShapeError: two shapes, or more than one axis.
+        InputError: no keys.
+    """
+    smooth, steps = as_array("exact", exact, "key"), as_array("rounded", rounded, "key")
+    check_labels("rounded", steps, range(len(smooth)))
+    lines = [
+        go.Scatter(
+            x=np.arange(first, first + len(values)),
+            y=values - values[-1],
+            mode="lines+markers",
+            name=name,
+            line={"width": theme.LINE_WIDTH, "color": color, "shape": shape},
+            marker={"size": theme.DOT, "color": color},
+            hovertemplate="key %{x}: %{y:.4g} logits",
+        )
+        for name, values, color, shape in (
+            ("exact", smooth, theme.NEGATIVE, "linear"),
+            ("rounded", steps, theme.POSITIVE, "hvh"),
+        )
+    ]
+    layout = {
+        "showlegend": True,
+        "xaxis": {"title": {"text": "position of the key (tokens)"}},
+        "yaxis": {"title": {"text": "bias, less the last key's (logits)"}},
+    }
+    return theme.figure(lines, title=title, layout=theme.CURVES | layout)
+
+
+def recency_figure(
+    slopes: object, previous: object, labels: Sequence[str], *, title: str = ""
+) -> go.Figure:
+    """Attention of heads to the previous token over their slope, beside what ALiBi alone can give.
+
+    If all tokens are alike to a head it gives the previous one (1 - r) r, r = exp(-slope), in a
+    long text; if content does no more than exclude the query's own token, 1 - r: a head above that
+    line knows from content which token is the previous one.
+
+    Args:
+        slopes: of each head in logits per token, array or tensor [head].
+        previous: mean attention to the previous token, 0 to 1, of the same shape.
+        labels: names of the heads.
+        title: of the figure.
+
+    Raises:
+        ShapeError: another number of axes, two shapes, or not one label for each head.
+        InputError: a slope that is not positive, no heads, or no probabilities.
+    """
+    values, seen = _positive(slopes), as_probabilities("previous", previous, "head")
+    check_labels("previous", seen, labels)
+    check_labels("slopes", values, labels)
+    low, high = math.log(values.min() / 1.2), math.log(values.max() * 1.2)
+    steep = np.exp(np.linspace(low, high, 64))
+    r = np.exp(-steep)
+    names = {"all tokens alike": ((1 - r) * r, "dot"), "own token excluded": (1 - r, "dash")}
+    traces: list[Any] = [
+        go.Scatter(
+            x=steep,
+            y=curve,
+            mode="lines",
+            name=name,
+            line={"width": theme.LINE_WIDTH, "color": theme.BASELINE, "dash": dash},
+            hovertemplate="slope %{x:.4g}: %{y:.3f}",
+        )
+        for name, (curve, dash) in names.items()
+    ]
+    traces.append(
+        go.Scatter(
+            x=values,
+            y=seen,
+            customdata=[escape(label) for label in labels],
+            mode="markers",
+            name="heads",
+            marker={"size": theme.MARKER_SIZE, "color": theme.ACCENT, "opacity": 0.7},
+            hovertemplate="%{customdata}, slope %{x:.4g}: %{y:.3f}<extra></extra>",
+        )
+    )
+    layout = {
+        "showlegend": True,
+        "xaxis": {"title": {"text": "slope (logits per token)"}, **_powers(values)},
+        "yaxis": {"title": {"text": "attention to the previous token"}, "range": [-0.02, 1.02]},
+    }
+    return theme.figure(traces, title=title, layout=theme.CURVES | layout)
+
+
 def _positive(slopes: object) -> Float[np.ndarray, " head"]:
     values = as_array("slopes", slopes, "head")
     if not values.size:
@@ -156,12 +254,16 @@ def _by_head(
         marker={"size": theme.MARKER_SIZE, "color": theme.line_colors(len(values))},
         hovertemplate=hover,
     )
+    yaxis = {"title": {"text": quantity}, **_powers(values)}
+    layout = {"xaxis": {"title": {"text": "head"}, "showgrid": False}, "yaxis": yaxis}
+    return theme.figure([points], title=title, layout=theme.CURVES | layout)
+
+
+def _powers(values: Float[np.ndarray, " head"]) -> dict[str, Any]:
+    """A logarithmic axis whose ticks are powers of two."""
     low, high = math.floor(math.log2(values.min())), math.ceil(math.log2(values.max()))
-    yaxis = {
-        "title": {"text": quantity},
+    return {
         "type": "log",
         "tickvals": [2.0**power for power in range(low, high + 1)],
         "ticktext": [str(Fraction(2) ** power) for power in range(low, high + 1)],  # 1/4, 1/2, 1
     }
-    layout = {"xaxis": {"title": {"text": "head"}, "showgrid": False}, "yaxis": yaxis}
-    return theme.figure([points], title=title, layout=theme.CURVES | layout)

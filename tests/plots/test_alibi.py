@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 
 from bloomlab.errors import BloomlabError
-from bloomlab.plots import bias_figure, score_figure, slopes_figure, window_figure
+from bloomlab.plots import (
+    bias_figure,
+    recency_figure,
+    score_figure,
+    slopes_figure,
+    staircase_figure,
+    window_figure,
+)
 
 SLOPES = 2.0 ** -np.arange(1, 9)  # eight heads (Press et al.): 1/2, 1/4, ... 1/256
 
@@ -100,3 +107,49 @@ def test_wrong_scores_are_refused():
         score_figure([0.0, -np.inf], [0.0, 0.0], ["a", "b"])
     with pytest.raises(BloomlabError, match="nothing to draw"):
         score_figure([], [], [])
+
+
+def test_a_staircase_is_level_with_what_it_should_be_at_the_last_key():
+    exact = np.array([10.0, 10.5, 11.0, 11.5])
+    figure = staircase_figure(exact, np.array([10.0, 10.0, 12.0, 12.0]), first=20)
+    smooth, steps = figure.data
+    assert list(smooth.x) == list(steps.x) == [20, 21, 22, 23]
+    assert list(smooth.y) == [-1.5, -1.0, -0.5, 0.0]
+    assert list(steps.y) == [-2, -2, 0, 0]
+    assert steps.line.shape == "hvh"
+
+
+@pytest.mark.parametrize(("exact", "rounded"), [([1.0], [1.0, 2.0]), ([], []), ([[1.0]], [1.0])])
+def test_a_staircase_needs_two_biases_of_the_same_keys(exact, rounded):
+    with pytest.raises(BloomlabError):
+        staircase_figure(exact, rounded)
+
+
+def test_heads_stand_beside_what_alibi_alone_gives():
+    names = [f"L0H{head}" for head in range(8)]
+    figure = recency_figure(SLOPES, np.linspace(0, 1, 8), names)
+    alike, excluded, heads = figure.data
+    assert dict(zip(heads.customdata, heads.x, strict=True)) == dict(
+        zip(names, SLOPES, strict=True)
+    )
+    np.testing.assert_allclose(heads.y, np.linspace(0, 1, 8))
+    # a softmax over a long text whose scores are nothing but the bias, with the query and without
+    for slope, with_own, without in zip(alike.x, alike.y, excluded.y, strict=True):
+        weights = np.exp(-slope * np.arange(1 + int(60 / slope)))
+        assert with_own == pytest.approx(weights[1] / weights.sum(), rel=1e-9)
+        assert without == pytest.approx(weights[1] / weights[1:].sum(), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("slopes", "previous", "labels"),
+    [
+        ([0.5, 0.0], [0.1, 0.2], ["a", "b"]),
+        ([0.5, 0.2], [0.1, 1.2], ["a", "b"]),
+        ([0.5, 0.2], [0.1], ["a", "b"]),
+        ([0.5, 0.2], [0.1, 0.2], ["a"]),
+        ([], [], []),
+    ],
+)
+def test_heads_without_a_place_are_refused(slopes, previous, labels):
+    with pytest.raises(BloomlabError):
+        recency_figure(slopes, previous, labels)
