@@ -117,6 +117,10 @@ def copy_notebooks(source: Path, folder: Path) -> tuple[list[str], list[str]]:
     """
     if folder.resolve() == source.resolve():
         return [], []
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"{folder} is a file, expected a folder. Choose another place with --folder."
+        )
     copied, kept = [], []
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -138,7 +142,8 @@ def copy_notebooks(source: Path, folder: Path) -> tuple[list[str], list[str]]:
         (folder / COPIED).write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
         raise InputError(
-            f"cannot keep notebooks in {folder}: {error}. Choose another place with --folder."
+            f"cannot keep notebooks in {folder}: {error.strerror or error}. Choose another place "
+            "with --folder."
         ) from error
     return copied, kept
 

@@ -21,6 +21,7 @@ from bloomlab.model.files import (
     find_folder,
     read_json,
 )
+from bloomlab.model.hub import hub_trouble
 from bloomlab.sizes import WIDTHS, Sizes, fit_lines, readable, shape_line, sizes_of
 
 CARDS = ("README.md", "MODEL_CARD.md")
@@ -43,11 +44,10 @@ def described_folder(name: str, *, revision: str | None = None) -> Path:
         wanted = ["config.json", *CARDS]
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except (OSError, ValueError) as error:
-        says = (str(error).strip().splitlines() or [""])[0]
+        why = hub_trouble(error, name, revision=revision)
         raise CheckpointError(
-            f"cannot describe {name!r}: no such folder here, not downloaded before, and the hub "
-            f"cannot be asked ({type(error).__name__}: {says}). Check the name and the network, or "
-            "give a folder or 'demo'."
+            f"cannot describe {name!r}: no such folder here, and {why} Check the name and the "
+            "network, or give a folder or 'demo'."
         ) from error
 
 

@@ -159,11 +159,11 @@ def test_a_forward_gives_an_output_or_tensors(model):
     assert out["past_key_values"] is out.past_key_values  # under any transformers' name for it
     assert {"loss", "logits", "hidden_states", "attentions"} < set(out)
     assert len(out.hidden_states) == 3
-    assert torch.equal(model(IDS, return_type="logits"), out.logits)
-    assert torch.equal(model(IDS, return_dict=False)[0], out.logits)
-    both = model(IDS, return_type="both")
-    torch.testing.assert_close(both[0], model(IDS, return_type="loss"))
-    torch.testing.assert_close(both[0], out.loss)
+    torch.testing.assert_close(model(IDS, return_type="logits"), out.logits)
+    torch.testing.assert_close(model(IDS, return_dict=False)[0], out.logits)
+    logits, loss = model(IDS, return_type="both")
+    torch.testing.assert_close((logits, loss), (out.logits, out.loss))
+    torch.testing.assert_close(model(IDS, return_type="loss"), loss)
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 6), (2, 2, 6)])  # head; layer head; batch layer head

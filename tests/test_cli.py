@@ -181,8 +181,10 @@ def test_the_notebooks_themselves_can_be_the_folder(notebooks):
 
 def test_a_folder_that_is_a_file_is_refused(notebooks, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="Choose another place with --folder"):
+    with pytest.raises(InputError, match=r"is a file, .*Choose another place with --folder"):
         cli.copy_notebooks(notebooks, tmp_path / "file")
+    with pytest.raises(InputError, match=r"cannot keep notebooks .*Choose another place"):
+        cli.copy_notebooks(notebooks, tmp_path / "file" / "inside")
 
 
 def test_an_installation_without_notebooks_says_so(tmp_path, monkeypatch):

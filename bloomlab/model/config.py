@@ -234,9 +234,11 @@ def as_device(device: torch.device | str | None) -> torch.device:
         place = torch.device("cpu" if device is None else device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
+        says = str(error).splitlines()[0]
+        why = "torch knows no such device" if says.startswith("Expected one of") else says
         raise InputError(
-            f"device is {str(device)!r}, which is not here ({str(error).splitlines()[0]}). "
-            "Expected 'cpu', 'cuda' (if there is one) or another device torch can use."
+            f"device is {str(device)!r}, which is not here ({why}). Expected 'cpu', 'cuda' (if "
+            "there is one) or another device torch can use; `bloomlab info` lists GPUs."
         ) from error
     if place.type == "meta":
         raise InputError("device is 'meta', which holds no numbers; expected one that does.")

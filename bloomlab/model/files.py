@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from bloomlab.errors import CheckpointError
+from bloomlab.model.hub import hub_trouble
 from bloomlab.tokens import DEMO, PHASES
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -46,6 +47,11 @@ def find_folder(
     if not isinstance(name, str | Path) or not str(name):
         raise CheckpointError(f"{name!r} names no model; expected 'demo', a folder or a hub id.")
     if name == "demo":
+        if revision not in (None, "main"):
+            raise CheckpointError(
+                f"'demo' has no revision {revision!r}: it is packaged as it is. A training history "
+                "has 'demo-phases'."
+            )
         return DEMO
     if name == "demo-phases":
         return _phase(revision)
@@ -77,10 +83,11 @@ def find_folder(
         if allow_pickle and not any(folder.glob("*.safetensors")):
             folder = snapshot(HUB_FILES + HUB_PICKLES)
     except (OSError, ValueError, RuntimeError, HTTPError) as error:
+        why = hub_trouble(error, text, revision=revision, local_files_only=local_files_only)
         raise CheckpointError(
             f"cannot get {text!r}{f' at revision {revision!r}' if revision else ''}: no such "
-            f"folder here, and the hub says: {_first_line(error)} Check the name and the network, "
-            "or load a folder, or the packaged model: bl.load('demo')."
+            f"folder here, and {why} Check the name and the network, or load a folder, or the "
+            "packaged model: bl.load('demo')."
         ) from error
     return folder
 

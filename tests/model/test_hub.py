@@ -1,6 +1,7 @@
 """Where a name leads: a path, the packaged model, or the hub, asked once."""
 
 import hashlib
+import importlib
 import json
 import socket
 import threading
@@ -9,10 +10,12 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+from huggingface_hub import errors
 
 import bloomlab as bl
 from bloomlab.errors import CheckpointError
 from bloomlab.model.files import find_folder
+from bloomlab.model.hub import hub_trouble
 from tests.folders import SINGLE, assert_same_weights, contents, refused
 from tests.tiny import make_hf
 
@@ -190,3 +193,48 @@ def test_no_network_is_an_error_that_says_so(at):
         for extra in ({}, {"local_files_only": True}):
             with pytest.raises(CheckpointError, match=r"cannot get 'lab/tiny'.*network"):
                 bl.load("lab/tiny", **options, **extra)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (
+            errors.RepositoryNotFoundError,
+            "the hub has no such model (or it is private). Did you mean",
+        ),
+        (errors.RevisionNotFoundError, "has no revision 'v9' of it"),
+        (errors.GatedRepoError, "asked for access"),
+    ],
+)
+def test_what_the_hub_answers_is_said_in_words(error, expected):
+    asked = errors.HTTPError.__module__.partition(".")[0]  # httpx, under whatever name
+    httpx = importlib.import_module(asked)
+    answer = httpx.Response(404, request=httpx.Request("GET", "https://hub"))
+    told = hub_trouble(error("404 Client Error", response=answer), "blom-560m", revision="v9")
+    assert expected in told
+    assert "404" not in told
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [("demmo", "demo"), ("bigscence/blom-560m", "bigscience/bloom-560m"), ("lab/tiny", None)],
+)
+def test_a_misspelt_name_is_guessed(name, meant):
+    told = hub_trouble(errors.LocalEntryNotFoundError("Got: ConnectError: no route"), name)
+    assert told.startswith("the hub cannot be reached (ConnectError: no route).")
+    assert told.endswith(f" Did you mean {meant!r}?") == bool(meant)
+    assert ("Did you mean" in told) == bool(meant)
+
+
+def test_without_permission_to_ask_the_hub_the_message_names_who_forbids_it(monkeypatch):
+    error = errors.LocalEntryNotFoundError("Cannot find an appropriate cached snapshot folder")
+    told = hub_trouble(error, "lab/tiny", local_files_only=True)
+    assert told == "it was not downloaded before, and local_files_only forbids to ask the hub."
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert "the variable HF_HUB_OFFLINE forbids" in hub_trouble(error, "lab/tiny")
+
+
+def test_the_packaged_model_has_one_revision():
+    assert bl.load("demo", revision="main", device="cpu").config.n_layer
+    with pytest.raises(CheckpointError, match=r"no revision 'v9'.*'demo-phases'"):
+        bl.load("demo", revision="v9")
