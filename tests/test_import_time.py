@@ -28,7 +28,9 @@ def test_added_time_is_small(code, limit):
     assert loaded - bare < limit
 
 
-@pytest.mark.parametrize("code", ["import bloomlab", "import bloomlab.cli, bloomlab.sizes"])
+@pytest.mark.parametrize(
+    "code", ["import bloomlab", "import bloomlab.cli, bloomlab.machine, bloomlab.sizes"]
+)
 def test_nothing_heavy_is_imported(code):
     check = f"{code}, sys; sys.exit(', '.join(m for m in {HEAVY} if m in sys.modules) or 0)"
     done = subprocess.run(
