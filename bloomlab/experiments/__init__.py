@@ -3,6 +3,7 @@
 from bloomlab.experiments import tasks
 from bloomlab.experiments.activations import Activations, collect
 from bloomlab.experiments.amnesic import Amnesia, amnesic_effect
+from bloomlab.experiments.answer_spans import answer_examples
 from bloomlab.experiments.attention_knockout import Knockout, knock_out_attention
 from bloomlab.experiments.attribution import Attribution, attribute_logits
 from bloomlab.experiments.branch_results import Branches
@@ -12,6 +13,12 @@ from bloomlab.experiments.causal_tracing import CausalTrace, trace_causes
 from bloomlab.experiments.circuit_scores import CircuitScores, evaluate_circuits
 from bloomlab.experiments.circuit_search import FoundCircuit, find_circuit
 from bloomlab.experiments.edge_attribution import EdgeScores, attribute_edges
+from bloomlab.experiments.fine_tuning import (
+    label_scores,
+    text_examples,
+    with_task_head,
+    word_examples,
+)
 from bloomlab.experiments.graph import Edge, Graph
 from bloomlab.experiments.head_ablation import Ablation, ablate_heads
 from bloomlab.experiments.head_circuits import (
@@ -50,6 +57,7 @@ from bloomlab.experiments.speculative import Acceptance, draft_acceptance
 from bloomlab.experiments.steering import Directions, erase, mean_difference, probe_directions
 from bloomlab.experiments.steering_sweep import SteeringSweep, steering_sweep
 from bloomlab.experiments.tree_probes import TreeProbes, probe_trees
+from bloomlab.experiments.tuned_heads import ablate_task_heads, head_changes
 from bloomlab.experiments.tuned_lens import TunedLens, train_tuned_lens
 
 __all__ = [
@@ -89,7 +97,9 @@ __all__ = [
     "TreeProbes",
     "TunedLens",
     "ablate_heads",
+    "ablate_task_heads",
     "amnesic_effect",
+    "answer_examples",
     "attribute_edges",
     "attribute_logits",
     "collect",
@@ -100,6 +110,7 @@ __all__ = [
     "erase",
     "evaluate_circuits",
     "find_circuit",
+    "head_changes",
     "head_circuits",
     "head_importance",
     "head_roles",
@@ -107,6 +118,7 @@ __all__ = [
     "kl_by_position",
     "knock_out_attention",
     "label_examples",
+    "label_scores",
     "language_effects",
     "language_neurons",
     "learn_gates",
@@ -136,10 +148,13 @@ __all__ = [
     "splice_sae",
     "steering_sweep",
     "tasks",
+    "text_examples",
     "trace_causes",
     "train_tuned_lens",
     "transfer_probes",
+    "with_task_head",
     "without_rare",
+    "word_examples",
     "word_spans",
     "written_tokens",
 ]
