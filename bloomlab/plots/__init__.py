@@ -21,10 +21,11 @@ from bloomlab.plots.memory import memory_figure
 from bloomlab.plots.patching import patching_figure
 from bloomlab.plots.positions import position_figure
 from bloomlab.plots.predictions import next_token_figure
-from bloomlab.plots.probes import probe_figure
+from bloomlab.plots.probes import amnesic_figure, probe_figure, transfer_figure
 from bloomlab.plots.pruning import head_map_figure, pruning_figure, ranking_figure
 
 __all__ = [
+    "amnesic_figure",
     "attribution_figure",
     "bias_figure",
     "branches_figure",
@@ -52,5 +53,6 @@ __all__ = [
     "slopes_figure",
     "staircase_figure",
     "trajectory_figure",
+    "transfer_figure",
     "window_figure",
 ]

@@ -5,13 +5,14 @@
 
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
 from bloomlab.plots.arrays import check_columns
-from bloomlab.plots.tokens import escape
+from bloomlab.plots.tokens import axis, escape, label_room
 
 COLUMNS = ("site", "layer", "head", "accuracy", "low", "high")
 BASELINES = {  # column of the frame -> name and dash of its line
@@ -19,6 +20,11 @@ BASELINES = {  # column of the frame -> name and dash of its line
     "control_accuracy": ("control task", "dashdot"),
     "embedding": ("embeddings", "dot"),
     "majority": ("majority", "longdash"),
+}
+ENDS = ("", "_low", "_high")
+UNITS = {
+    "cross_entropy": "cross-entropy (nats per token)",
+    "accuracy": "accuracy (share of tokens)",
 }
 
 
@@ -70,6 +76,106 @@ def probe_figure(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
     layout = {
         "xaxis": {"title": {"text": "layer"}, "dtick": max(1, len(first) // 12)},
         "yaxis": {"title": {"text": "accuracy (share of the test labels)"}},
+        "showlegend": True,
+        "margin": {"l": 70, "r": 150, "t": 48, "b": 50},
+        **theme.CURVES,
+    }
+    return theme.figure(traces, title=title, layout=layout)
+
+
+def transfer_figure(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
+    """Accuracy (0 to 1) of each probe on each test: rows what it was fitted on, columns the tests.
+
+    Args:
+        frame: fitted, tested (names, such as languages), accuracy; pairs that it lacks stay blank.
+        title: of the figure.
+
+    Raises:
+        InputError: a column is missing, the frame is empty, or a pair comes twice.
+    """
+    check_columns(frame, ("fitted", "tested", "accuracy"))
+    table: Any = frame
+    rows, columns = ([*dict.fromkeys(table[name])] for name in ("fitted", "tested"))
+    if table.duplicated(["fitted", "tested"]).any():
+        raise InputError("a pair of `fitted` and `tested` comes twice: choose one layer.")
+    values = table.pivot(index="fitted", columns="tested", values="accuracy")
+    values = values.loc[rows, columns].to_numpy(dtype=float)
+    down, across = [str(name) for name in rows], [str(name) for name in columns]
+    heatmap = go.Heatmap(
+        z=values,
+        x=[escape(name) for name in across],
+        y=[escape(name) for name in down],
+        zmin=0,
+        zmax=1,
+        colorscale=theme.SEQUENTIAL,
+        colorbar=theme.color_bar("accuracy (share of the test labels)", theme.even_ticks(0.0, 1.0)),
+        text=np.where(np.isnan(values), "", np.vectorize("{:.2f}".format)(values)),
+        texttemplate="%{text}",
+        hoverongaps=False,
+        hovertemplate="fitted on %{y}, tested on %{x}: %{z:.3f}<extra></extra>",
+    )
+    layout = theme.square_cells(
+        len(rows), len(columns), side=theme.SIDE, room=label_room([*down, *across])
+    ) | {
+        "xaxis": axis(across, title="tested on"),
+        "yaxis": axis(down, title="fitted on") | {"autorange": "reversed", "scaleanchor": "x"},
+    }
+    return theme.figure([heatmap], title=title, layout=layout)
+
+
+def amnesic_figure(
+    frame: pd.DataFrame, *, metric: str = "cross_entropy", title: str = ""
+) -> go.Figure:
+    """What erasing a concept does to a metric, layer by layer, beside erasing random directions.
+
+    Args:
+        frame: as in `Amnesia.frame`, of erasers that were tried alone.
+        metric: which of its metrics.
+        title: of the figure.
+
+    Raises:
+        InputError: a column is missing, or no row has the metric and a layer.
+    """
+    names = {"effect": "the concept", "control": "random directions"}
+    check_columns(frame, ("layer", "metric", *(f"{n}{end}" for n in names for end in ENDS)))
+    table: Any = frame[(frame["metric"] == metric) & frame["layer"].notna()]
+    if not len(table):
+        raise InputError(f"the frame has no {metric!r} of a layer.")
+    table = table.sort_values("layer")
+    colors = {"effect": theme.ACCENT, "control": theme.BASELINE}
+    traces = []
+    for column, name in names.items():
+        middle, low, high = (table[f"{column}{end}"] for end in ENDS)
+        traces.append(
+            go.Scatter(
+                x=table["layer"].tolist(),
+                y=middle.tolist(),
+                error_y={
+                    "array": (high - middle).tolist(),
+                    "arrayminus": (middle - low).tolist(),
+                    "thickness": 1,
+                },
+                mode="lines+markers",
+                name=name,
+                line={
+                    "width": theme.LINE_WIDTH,
+                    "color": colors[column],
+                    "dash": "solid" if column == "effect" else "dash",
+                },
+                marker={"size": theme.MARKER_SIZE - 3, "color": colors[column]},
+                hovertemplate="layer %{x}: %{y:.3f}",
+            )
+        )
+    layout = {
+        "xaxis": {
+            "title": {"text": "layer at which is erased"},
+            "dtick": max(1, len(table) // 12),
+        },
+        "yaxis": {
+            "title": {"text": f"change of {UNITS.get(metric, metric)}"},
+            "zeroline": True,
+            "zerolinecolor": theme.FAINT,
+        },
         "showlegend": True,
         "margin": {"l": 70, "r": 150, "t": 48, "b": 50},
         **theme.CURVES,
