@@ -33,21 +33,24 @@ def position_figure(
         width: positions in a group; a point stands in the middle of its group.
         start: position of the first column: 1 for losses, of which the first token has none.
         mark: a position that matters and what it is: (256, "longest text in training").
-        logarithmic: whether equal steps up the axis are equal factors.
+        logarithmic: whether equal steps up the axis are equal factors; means of 0 or less, as
+            rounding makes of a KL of nothing, are gaps then.
         title: of the figure.
 
     Raises:
         ShapeError: numbers with more axes.
         InputError: no curves, fewer positions than a group has, a width below 1, numbers that are
-            not finite, or means that a logarithmic axis cannot show.
+            not finite, or not one mean that a logarithmic axis can show.
     """
     if not curves:
         raise InputError("curves is empty: there is nothing to draw.")
     if width < 1:
         raise InputError(f"width is {width!r}, expected 1 or more.")
     means = {name: _grouped(name, one, width) for name, one in curves.items()}
-    if logarithmic and any((one <= 0).any() for one in means.values()):
-        raise InputError("a logarithmic axis shows no means of 0 or less: leave it out.")
+    if logarithmic:
+        means = {name: np.where(one > 0, one, np.nan) for name, one in means.items()}
+        if all(np.isnan(one).all() for one in means.values()):
+            raise InputError("no mean is above 0: a logarithmic axis shows nothing. Leave it out.")
     lines: list[Any] = [
         go.Scatter(
             x=start + (width - 1) / 2 + width * np.arange(len(one)),

@@ -37,15 +37,13 @@ def test_a_position_that_matters_is_marked():
     assert "trained so far" in figure.layout.annotations[0].text
 
 
-def test_an_axis_may_be_logarithmic():
-    assert (
-        position_figure(
-            {"a": np.ones(4)}, quantity="q", width=1, logarithmic=True
-        ).layout.yaxis.type
-        == "log"
-    )
+def test_a_logarithmic_axis_leaves_out_what_it_cannot_show():
+    options = {"quantity": "q", "width": 1, "logarithmic": True}
+    figure = position_figure({"a": [1.0, 0.0, 10.0, -1e-9], "b": np.zeros(4)}, **options)
+    assert figure.layout.yaxis.type == "log"
+    np.testing.assert_array_equal(figure.data[0].y, [1, np.nan, 10, np.nan])
     with pytest.raises(BloomlabError, match="logarithmic"):
-        position_figure({"a": np.zeros(4)}, quantity="q", width=1, logarithmic=True)
+        position_figure({"a": np.zeros(4), "b": [-1.0, 0.0]}, **options)
 
 
 @pytest.mark.parametrize(
