@@ -19,6 +19,7 @@ from bloomlab.experiments.fine_tuning import (
     with_task_head,
     word_examples,
 )
+from bloomlab.experiments.gate_curve import gate_curve
 from bloomlab.experiments.graph import Edge, Graph
 from bloomlab.experiments.head_ablation import Ablation, ablate_heads
 from bloomlab.experiments.head_circuits import (
@@ -42,7 +43,7 @@ from bloomlab.experiments.logit_lens import Lens, logit_lens
 from bloomlab.experiments.patching import Patching, patch_activations
 from bloomlab.experiments.path_patching import PathPatching, patch_paths
 from bloomlab.experiments.probe_labels import Labelled, label_examples, without_rare, word_spans
-from bloomlab.experiments.probe_transfer import transfer_probes
+from bloomlab.experiments.probe_transfer import transfer_each, transfer_probes
 from bloomlab.experiments.probes import Probes
 from bloomlab.experiments.probing import probe
 from bloomlab.experiments.pruning_report import pruning_report
@@ -110,6 +111,7 @@ __all__ = [
     "erase",
     "evaluate_circuits",
     "find_circuit",
+    "gate_curve",
     "head_changes",
     "head_circuits",
     "head_importance",
@@ -151,6 +153,7 @@ __all__ = [
     "text_examples",
     "trace_causes",
     "train_tuned_lens",
+    "transfer_each",
     "transfer_probes",
     "with_task_head",
     "without_rare",

@@ -1,5 +1,6 @@
 """Probes read other texts: by hand, and from one language to another."""
 
+import pandas as pd
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from bloomlab.experiments import (
     probe,
     probe_readout,
     read_generation,
+    transfer_each,
     transfer_probes,
     without_rare,
 )
@@ -98,3 +100,28 @@ def test_heads_of_a_pruned_model_are_found_by_their_numbers(demo):
 def test_labels_of_another_unit_are_refused(demo, english):
     with pytest.raises(InputError, match="one a text, but the probes were fitted on one a span"):
         transfer_probes(english, demo, ["one", "two", "three", "four"], ["a", "b", "a", "b"])
+
+
+def test_several_probes_read_as_each_alone(demo, english):
+    words = part_of_speech("fr")
+    labels = without_rare(words.labels)
+    french = probe(
+        demo,
+        words.texts,
+        labels,
+        spans=words.spans,
+        sites="resid_post",
+        kind="ridge",
+        split=(0.8, 0.1, 0.1),
+    )
+    both = transfer_each(
+        {"en": english, "fr": french}, demo, words.texts, labels, spans=words.spans
+    )
+    for name, one in {"en": english, "fr": french}.items():
+        alone = transfer_probes(one, demo, words.texts, labels, spans=words.spans)
+        part = both[both.fitted == name].drop(columns="fitted").reset_index(drop=True)
+        pd.testing.assert_frame_equal(part, alone)
+    mean = probe(demo, words.texts, labels, spans=words.spans, kind="ridge", pool="mean")
+    for wrong in ({}, {"last": french, "mean": mean}):
+        with pytest.raises(InputError, match="expected some, all in the same way"):
+            transfer_each(wrong, demo, words.texts, labels, spans=words.spans)
