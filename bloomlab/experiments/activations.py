@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.experiments.dataset import Dataset, dataset
@@ -85,6 +86,7 @@ def collect(
     pool: str = "last",
     folder: str | Path | None = None,
     rows: int | None = None,
+    progress: bool = True,
 ) -> Activations:
     """Vectors of tokens, words or texts at sites of all layers, in float32 at least, on the CPU.
 
@@ -102,6 +104,7 @@ def collect(
         folder: where shards (safetensors) are kept, so that what does not fit into memory is
             read hook by hook. A killed pass goes on: whole shards are not computed again.
         rows: texts in a forward and in a shard; None: by free memory.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: no data, no spans, spans that are not in the texts, rows below 1.
@@ -128,13 +131,16 @@ def collect(
         size = rows or rows_that_fit(model, data)
         if store is not None:
             size = store.settled("rows", size)
-        for first in range(0, len(order), size):
-            some = order[first : first + size]
+        with tqdm(total=len(order), unit="text", delay=2, disable=not progress) as bar:
+            for first in range(0, len(order), size):
+                some = order[first : first + size]
 
-            def compute(some: Tensor = some) -> dict[str, Tensor]:
-                return _forward(model, data, points, wanted, pool, some)
+                def compute(some: Tensor = some) -> dict[str, Tensor]:
+                    return _forward(model, data, points, wanted, pool, some)
 
-            shards.append(compute() if store is None else _stored(store, first, points, compute))
+                made = compute() if store is None else _stored(store, first, points, compute)
+                shards.append(made)
+                bar.update(len(some))
     return Activations(points=points, spans=wanted, shards=shards)
 
 

@@ -8,7 +8,6 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bloomlab.analysis.erasure import Eraser, random_eraser
 from bloomlab.analysis.intervals import bootstrap_mean
@@ -89,6 +88,7 @@ def amnesic_effect(
     seed: int = 0,
     rows: int | None = None,
     level: float = 0.95,
+    progress: bool = True,
 ) -> Amnesia:
     """Cross-entropy and next-token accuracy with a concept erased at hooks, beside a control.
 
@@ -109,6 +109,7 @@ def amnesic_effect(
         seed: of the first draw.
         rows: texts in a forward; None: by free memory.
         level: of the intervals in `.frame`.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: no erasers, a name that stands for several hooks, no data, a text of one token,
@@ -130,8 +131,8 @@ def amnesic_effect(
     cases = [every] if together else [[one] for one in every]
     metrics = [Metric(name) for name in METRICS]
     clean, runs = [], []
-    parts = list(data.chunks(rows or rows_that_fit(model, data)))
-    for _, part in tqdm(parts, desc="texts", disable=len(parts) < 2):
+    size = rows or rows_that_fit(model, data)
+    for _, part in data.chunks(size, progress=progress):
         one = _Part(model, part, metrics, cases)
         clean.append(one.clean)
         runs.append(

@@ -106,6 +106,7 @@ def attribute_logits(
     *,
     answers: Any = None,
     positions: Any = -1,
+    progress: bool = True,
 ) -> Attribution:
     """What embedding, every head, every bias and every MLP add to logits of next tokens, exactly.
 
@@ -120,6 +121,7 @@ def attribute_logits(
             difference is attributed. None: the token that the model finds likeliest.
         positions: tokens of each text that predict, padding not counted: -1 the last, None all, or
             several.
+        progress: show a bar while it takes long.
 
     Raises:
         UnsupportedError: no unembedding, or a stream that is no sum
@@ -134,7 +136,7 @@ def attribute_logits(
     given = None if answers is None else _answers(model, answers, len(data))
     found = [
         _attributed(model, some, asked[some_rows], None if given is None else given[some_rows])
-        for first, some in data.chunks(rows_that_fit(model, data))
+        for first, some in data.chunks(rows_that_fit(model, data), progress=progress)
         for some_rows in [slice(first, first + len(some))]
     ]
     ids, contributions, logits = (torch.cat(one).cpu() for one in zip(*found, strict=True))

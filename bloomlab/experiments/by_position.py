@@ -17,7 +17,13 @@ LOGITS = 2**22  # numbers of logits at a time
 
 @torch.no_grad()
 def loss_by_position(
-    model: Any, tokens: Any, *, policy: Any = None, step: int = 16, rows: int = 4
+    model: Any,
+    tokens: Any,
+    *,
+    policy: Any = None,
+    step: int = 16,
+    rows: int = 4,
+    progress: bool = True,
 ) -> Float[Tensor, "batch pos"]:
     """Loss in nats of every token but the first: column i is of the token in column i + 1.
 
@@ -31,6 +37,7 @@ def loss_by_position(
         policy: of the cache, such as `SinkWindow(window=252)`; None: every token sees all before.
         step: tokens read at once, with a policy.
         rows: texts in a forward.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: texts of several lengths, fewer than two tokens, a step or rows below 1.
@@ -44,7 +51,7 @@ def loss_by_position(
         raise InputError(f"step is {step!r}, expected 1 or more.")
     step = n_read if policy is None else step
     found: list[Tensor] = []
-    for _, part in data.chunks(rows):
+    for _, part in data.chunks(rows, progress=progress):
         cache = None if policy is None else KVCache(policy=policy)
         nats: list[Tensor] = []
         for start in range(0, n_read, step):
@@ -60,7 +67,7 @@ def loss_by_position(
 
 @torch.no_grad()
 def kl_by_position(
-    model: Any, other: Any, tokens: Any, *, rows: int = 4
+    model: Any, other: Any, tokens: Any, *, rows: int = 4, progress: bool = True
 ) -> Float[Tensor, "batch pos"]:
     """KL(model's prediction || other's) after every token, in nats; 0 = the same prediction.
 
@@ -69,6 +76,7 @@ def kl_by_position(
         other: the same, of the same vocabulary: in another number format, say.
         tokens: a text, or several of one length: ids [batch pos].
         rows: texts in a forward.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: two vocabularies, texts of several lengths, rows below 1.
@@ -78,7 +86,7 @@ def kl_by_position(
         raise InputError(f"the models have {sizes[0]} and {sizes[1]} tokens, expected as many.")
     data = _long(model, tokens)
     found: list[Tensor] = []
-    for _, part in data.chunks(rows):
+    for _, part in data.chunks(rows, progress=progress):
         streams = [
             one.backbone(part.tokens.to(one.device), use_cache=False).last.flatten(0, 1)
             for one in (model, other)

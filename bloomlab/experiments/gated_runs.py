@@ -28,6 +28,7 @@ class GatedRuns:
         mask: scales heads in every run.
         first: number of the batch's first example, for messages.
         rows: examples in a forward.
+        progress: show a bar where going through the batch takes long.
     """
 
     model: Any
@@ -36,6 +37,7 @@ class GatedRuns:
     mask: Float[Tensor, "layer head"]
     first: int = 0
     rows: int = 16
+    progress: bool = False
     target: Target | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -43,7 +45,7 @@ class GatedRuns:
 
     def chunks(self) -> Iterator[slice]:
         """The examples, a forward's worth at a time."""
-        for start, part in self.data.chunks(self.rows):
+        for start, part in self.data.chunks(self.rows, progress=self.progress):
             yield slice(start, start + len(part))
 
     def gates(self, examples: slice) -> Float[Tensor, "batch layer head"]:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.experiments.attribution_patching import patching_effects
@@ -54,6 +55,7 @@ def head_importance(
     node: str = "z",
     steps: int = 16,
     rows: int = 16,
+    progress: bool = True,
 ) -> Importance:
     """Score of each head; a larger one is a more important head.
 
@@ -94,6 +96,7 @@ def head_importance(
         node: of patching: "z", "q", "k" or "v" of a head.
         steps: of a path; 16 or more where attention is sharp.
         rows: examples in a forward; changes no score.
+        progress: show a bar while it takes long.
 
     Raises:
         UnknownNameError: no such kind, norm, metric, node or baseline.
@@ -117,11 +120,18 @@ def head_importance(
     scale = torch.ones(shape, device=model.device, dtype=model.dtype) if mask is None else mask
     compute = _method(kind, baseline=baseline, node=node, steps=steps)
     effects, residuals, measured, first = [], [], None, 0
-    for data, own in zip(datasets, _shares(answers, datasets), strict=True):
+    several = tqdm(datasets, unit="batch", delay=2, disable=not progress or len(datasets) < 2)
+    for data, own in zip(several, _shares(answers, datasets), strict=True):
         measured = harm_metric(model, data, metric, positions=positions, answers=own)
         _check_metric(kind, measured, scale)
         runs = GatedRuns(
-            model=model, data=data, metric=measured, mask=scale, first=first, rows=rows
+            model=model,
+            data=data,
+            metric=measured,
+            mask=scale,
+            first=first,
+            rows=rows,
+            progress=progress and len(datasets) == 1,
         )
         found, residual = compute(runs)
         effects.append(found if kind in FORWARD_ONLY else direction(measured) * found)
@@ -168,7 +178,7 @@ def _method(
 
 def _exact(runs: GatedRuns) -> Effects:
     sweep = Sweep(runs.model, runs.metric, head_mask=runs.mask)
-    effects, _ = sweep.run(runs.data, head_sets(runs.model, None), Zero(), progress=False)
+    effects, _ = sweep.run(runs.data, head_sets(runs.model, None), Zero(), progress=runs.progress)
     return effects.T.unflatten(1, runs.mask.shape)
 
 

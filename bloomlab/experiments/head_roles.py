@@ -38,7 +38,12 @@ Measure = tuple[Tensor, Tensor]  # values [batch head pos], and the queries that
 
 @torch.no_grad()
 def head_roles(
-    model: Any, tokens: Any = None, attention_mask: Any = None, *, delimiters: Any = None
+    model: Any,
+    tokens: Any = None,
+    attention_mask: Any = None,
+    *,
+    delimiters: Any = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """One row a head: layer, head, and two columns for each measure.
 
@@ -58,6 +63,7 @@ def head_roles(
         attention_mask: [batch pos], 0 for padding.
         delimiters: token ids; None: tokens of punctuation and line ends alone, if the model has
             its tokenizer.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: no data, or delimiters that are no ids.
@@ -67,7 +73,7 @@ def head_roles(
     marks = _delimiters(model, data, delimiters)
     tallies = [_Tally(len(block.attn.heads)) for block in model.blocks]
     row = max(1, model.config.n_head) * data.tokens.shape[1] ** 2
-    for _, part in data.chunks(max(1, AT_ONCE // row)):
+    for _, part in data.chunks(max(1, AT_ONCE // row), progress=progress):
         measured = _Measuring(part, marks)
         hooks = [
             (f"blocks.{layer}.attn.hook_pattern", measured.hook(block.attn.slopes, tally))

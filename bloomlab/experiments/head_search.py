@@ -106,6 +106,7 @@ def prune_order(
             positions=positions,
             answers=answers,
             head_mask=masked.mask(left),
+            progress=bar,
         ).matrix
 
     if search == "one_shot":

@@ -70,6 +70,7 @@ def written_tokens(
     positions: Any = -1,
     heads: Any = None,
     k: int = 10,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """The tokens that heads promote and suppress by what they write in given texts.
 
@@ -83,6 +84,7 @@ def written_tokens(
             several.
         heads: (layer, head) pairs; None: every head.
         k: tokens at either end.
+        progress: show a bar while it takes long.
 
     Returns:
         Columns layer, head, text, pos, effect ("promoted" or "suppressed"), rank (0: most), token,
@@ -98,7 +100,7 @@ def written_tokens(
     asked = asked_tokens(data.attended, positions)
     counted = data.attended.cumsum(-1) - 1
     frames: list[pd.DataFrame] = []
-    for first, some in data.chunks(rows_that_fit(model, data)):
+    for first, some in data.chunks(rows_that_fit(model, data), progress=progress):
         here = asked[first : first + len(some)]
         text = (first + here.nonzero()[:, 0]).tolist()
         pos = counted[first : first + len(some)][here].tolist()

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bloomlab.analysis.intervals import standard_error
 from bloomlab.errors import InputError, UnknownNameError
@@ -70,6 +71,7 @@ def language_effects(
     n_random: int = 5,
     seed: int = 0,
     rows: int = ROWS,
+    progress: bool = True,
 ) -> LanguageEffects:
     """Loss on each language's texts without the neurons of each language.
 
@@ -83,6 +85,7 @@ def language_effects(
         n_random: draws of random neurons.
         seed: of these.
         rows: texts in a forward.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: no texts, a text of one token, no draws, languages without neurons only.
@@ -104,13 +107,21 @@ def language_effects(
         for name, some in chosen.items()
     }
     effects, random, clean = {}, {}, {}
-    for language, some in texts.items():
-        data = dataset(model, some)
-        clean[language] = _losses(model, data, [], rows)
-        for name, neurons in chosen.items():
-            effects[name, language] = _losses(model, data, neurons, rows) - clean[language]
-            others = [_losses(model, data, one, rows) for one in drawn[name]]
-            random[name, language] = torch.stack(others) - clean[language]
+    n_run = len(texts) * (1 + len(chosen) * (1 + n_random))
+    with tqdm(total=n_run, unit="run", delay=2, disable=not progress) as bar:
+
+        def losses(data: Dataset, neurons: list[Neuron]) -> Float[Tensor, " example"]:
+            found = _losses(model, data, neurons, rows)
+            bar.update()
+            return found
+
+        for language, some in texts.items():
+            data = dataset(model, some)
+            clean[language] = losses(data, [])
+            for name, neurons in chosen.items():
+                effects[name, language] = losses(data, neurons) - clean[language]
+                others = [losses(data, one) for one in drawn[name]]
+                random[name, language] = torch.stack(others) - clean[language]
     return LanguageEffects(neurons=tuple(chosen), effects=effects, random=random, clean=clean)
 
 

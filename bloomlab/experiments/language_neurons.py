@@ -83,6 +83,7 @@ def language_neurons(
     top: float = 0.01,
     bar: float = 0.95,
     rows: int = ROWS,
+    progress: bool = True,
 ) -> LanguageNeurons:
     """The neurons of each language, by the entropy of their activation probabilities.
 
@@ -95,6 +96,7 @@ def language_neurons(
         top: share of all neurons to choose, of lowest entropy.
         bar: quantile of all probabilities above which one counts; see `select_language_neurons`.
         rows: texts in a forward.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: fewer than two languages, no texts, shares outside 0 ... 1.
@@ -109,7 +111,9 @@ def language_neurons(
         raise UnsupportedError(
             "layers of this pruned model differ in neurons: find them in the whole model."
         )
-    counted = [_active(model, dataset(model, some), rows) for some in texts.values()]
+    counted = [
+        _active(model, dataset(model, some), rows, progress=progress) for some in texts.values()
+    ]
     probability = torch.stack([active.double() / n for active, n in counted]).cpu()
     return LanguageNeurons(
         languages=tuple(texts),
@@ -152,11 +156,13 @@ def _silenced(old: Tensor, spot: Spot, *, neurons: tuple[int, ...]) -> Tensor:
     return old.index_fill(-1, torch.tensor(neurons, device=old.device), 0)
 
 
-def _active(model: Any, data: Dataset, rows: int) -> tuple[Int[Tensor, "layer neuron"], int]:
+def _active(
+    model: Any, data: Dataset, rows: int, *, progress: bool
+) -> tuple[Int[Tensor, "layer neuron"], int]:
     """At how many attended tokens each neuron is above 0, and how many there are."""
     n_layer, width = len(model.blocks), model.blocks[0].mlp.W_in.shape[1]
     total = torch.zeros(n_layer, width, dtype=torch.long, device=data.tokens.device)
-    for _, part in data.chunks(rows):
+    for _, part in data.chunks(rows, progress=progress):
 
         def count(
             value: Tensor, hook: Any, attended: Bool[Tensor, "batch pos"] = part.attended

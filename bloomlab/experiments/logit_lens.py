@@ -132,6 +132,7 @@ def logit_lens(
     tokens_of_interest: Any = None,
     sites: Any = ("mid", "post"),
     lens: TunedLens | None = None,
+    progress: bool = True,
 ) -> Lens:
     """What the final norm and the unembedding make of the stream inside every layer.
 
@@ -146,6 +147,7 @@ def logit_lens(
         tokens_of_interest: tokens followed through all layers: an id, a text, or several.
         sites: "mid" (after attention), "post" (after the MLP), "pre" (before the layer).
         lens: of this very model, and trained at these sites.
+        progress: show a bar while it takes long.
 
     Raises:
         UnsupportedError: a model without unembedding.
@@ -161,7 +163,7 @@ def logit_lens(
     at_once = max(1, LOGITS_AT_ONCE // model.config.vocab_size)
     seen: list[tuple[int, Streams]] = []
     parts: list[Reading] = []
-    for first, some in data.chunks(rows_that_fit(model, data)):
+    for first, some in data.chunks(rows_that_fit(model, data), progress=progress):
         stream = streams(model, some, wanted)
         chosen = repeat(interest, "some -> row some", row=len(stream.text))
         chosen = torch.cat([chosen, rearrange(stream.next.clamp(min=0), "row -> row 1")], 1)

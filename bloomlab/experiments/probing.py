@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bloomlab.analysis.linear_probe import STRENGTHS, LinearProbe, ProbeFitter, check_kind
 from bloomlab.analysis.probes import OnlineCode, control_labels, online_code
@@ -42,6 +43,7 @@ def probe(
     seed: int = 0,
     folder: str | Path | None = None,
     rows: int | None = None,
+    progress: bool = True,
 ) -> Probes:
     """Probes fitted at each layer (and head) of sites, tested on texts they never saw.
 
@@ -70,6 +72,7 @@ def probe(
         folder: where activations are kept if they do not fit into memory, a folder for each
             model; a killed run goes on. See `collect`.
         rows: texts in a forward; None: by free memory.
+        progress: show a bar while it takes long.
 
     Returns:
         `Probes`; its `frame` has a row a probe, and `read` and `direction` use them.
@@ -99,13 +102,20 @@ def probe(
         names = dict.fromkeys([EMBEDDING, *(point.name for point in points)])
         where = None if folder is None else Path(folder).expanduser() / place
         return collect(
-            one, given.data, list(names), spans=given.spans, pool=pool, folder=where, rows=rows
+            one,
+            given.data,
+            list(names),
+            spans=given.spans,
+            pool=pool,
+            folder=where,
+            rows=rows,
+            progress=progress,
         )
 
     there, blank = seen(model, "model"), seen(random_twin(model, seed=seed), "random")
     embedding = task.fit(there[EMBEDDING], task.labels)
     fitted = {}
-    for point in points:
+    for point in tqdm(points, desc="probes", unit="site", delay=2, disable=not progress):
         pairs = zip(_by_head(model, point, there), _by_head(model, point, blank), strict=True)
         for (head, values), (_, without) in pairs:
             fitted[point.site, point.layer, head] = task.fitted(values, without, code=code)

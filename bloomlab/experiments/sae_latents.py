@@ -63,6 +63,7 @@ def sae_latents(
     *,
     latents: Any = None,
     batch_size: int = 16,
+    progress: bool = True,
 ) -> Latents:
     """What an autoencoder finds at a hook point, for every token; `.frame` lists what is active.
 
@@ -75,6 +76,7 @@ def sae_latents(
         latents: only these latents are kept, in this order; None: all, which for n latents is
             4 * n bytes a token.
         batch_size: texts per forward.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: no data, no autoencoder, or a batch size below 1.
@@ -94,7 +96,7 @@ def sae_latents(
         found.append(_kept(encoded(sae, value, name), latents))
 
     read.only_reads = True  # pyright: ignore[reportFunctionMemberAccess]  # functions have it
-    for _, part in data.chunks(batch_size):
+    for _, part in data.chunks(batch_size, progress=progress):
         mask = None if part.mask is None else part.mask.long()
         with model.hooks(fwd_hooks=[(name, read)]):
             model.backbone(part.tokens, attention_mask=mask, use_cache=False)

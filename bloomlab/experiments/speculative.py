@@ -60,6 +60,7 @@ def draft_acceptance(
     attention_mask: Any = None,
     *,
     temperature: float = 1.0,
+    progress: bool = True,
 ) -> Acceptance:
     """Acceptance of a draft on given texts: what both say next after each attended token.
 
@@ -70,6 +71,7 @@ def draft_acceptance(
         tokens: texts, ids [batch pos] or a dict with `attention_mask`.
         attention_mask: [batch pos], 0 for padding.
         temperature: of both distributions.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: other vocabularies, a temperature that is not above 0, no data.
@@ -87,7 +89,7 @@ def draft_acceptance(
             "compares them token by token."
         )
     sampled, greedy = [], []
-    for _, part in data.chunks(AT_ONCE):
+    for _, part in data.chunks(AT_ONCE, progress=progress):
         p, q = (_chances(*one, part, temperature) for one in ((target, None), (draft, mask)))
         seen = part.attended.to(p)
         kept = torch.minimum(p, q.to(p)).sum(-1)

@@ -87,6 +87,7 @@ def mean_difference(
     sites: Any = "resid_pre",
     pool: str = "last",
     rows: int = ROWS,
+    progress: bool = True,
 ) -> Directions:
     """Mean activation of positive texts less that of negative ones, at all sites at once.
 
@@ -100,6 +101,7 @@ def mean_difference(
         pool: the vector of a text: that of its "last" token (Rimsky et al.: of the answer's), or
             the "mean" over its attended tokens.
         rows: texts in a forward.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: no texts, or a site with a vector for each head.
@@ -115,7 +117,7 @@ def mean_difference(
                 "such as at 'resid_pre', 'attn_out' or 'mlp_out'."
             )
     ours, theirs = (
-        _means(model, dataset(model, texts), points, pool=pool, rows=rows)
+        _means(model, dataset(model, texts), points, pool=pool, rows=rows, progress=progress)
         for texts in (positive, negative)
     )
     return Directions(
@@ -198,11 +200,11 @@ def _erased(old: Tensor, spot: Spot, *, basis: Tensor) -> Tensor:
 
 
 def _means(
-    model: Any, data: Dataset, points: list[Point], *, pool: str, rows: int
+    model: Any, data: Dataset, points: list[Point], *, pool: str, rows: int, progress: bool
 ) -> dict[str, Tensor]:
     """Mean over texts of their vectors, at every point."""
     sums: Mapping[str, Tensor] = {}
-    for _, part in data.chunks(rows):
+    for _, part in data.chunks(rows, progress=progress):
         taken: dict[str, Tensor] = {}
         hooks = [(point.name, _pooled(part.attended, pool, taken)) for point in points]
         mask = None if part.mask is None else part.mask.long()

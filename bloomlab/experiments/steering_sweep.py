@@ -71,6 +71,7 @@ def steering_sweep(
     answers: Any = None,
     attention_mask: Any = None,
     rows: int = ROWS,
+    progress: bool = True,
 ) -> SteeringSweep:
     """Effect of adding coefficient x direction at every token, one place and strength at a time.
 
@@ -84,6 +85,7 @@ def steering_sweep(
         answers: token ids [batch], or [batch 2] for "logit_difference".
         attention_mask: [batch pos], 0 for padding.
         rows: rows in a forward.
+        progress: show a bar while it takes long.
 
     Returns:
         A `SteeringSweep`; its `frame` has the columns site, layer, coefficient, effect, stderr.
@@ -105,7 +107,7 @@ def steering_sweep(
     )
     targets = measured.targets(data)
     effects, clean = [], []
-    for start, part in data.chunks(rows):
+    for start, part in data.chunks(rows, progress=progress):
         some = slice(start, start + len(part))
         judge = _Judge(model, measured, part, None if targets is None else targets.rows(some, 1))
         clean.append(judge.clean)

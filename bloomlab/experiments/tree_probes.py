@@ -11,6 +11,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bloomlab.analysis.probes import resampled_interval
 from bloomlab.analysis.structural import (
@@ -93,6 +94,7 @@ def probe_trees(
     split: Sequence[int | float] = (0.7, 0.1, 0.2),
     seed: int = 0,
     rows: int | None = None,
+    progress: bool = True,
 ) -> TreeProbes:
     """Structural probes fitted on a treebank's train sentences, scored on its test sentences.
 
@@ -109,6 +111,7 @@ def probe_trees(
         split: shares of the sentences for train, dev and test.
         seed: of split, random weights and probes.
         rows: texts in a forward; None: by free memory.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: a site of heads, too few sentences, heads that form no tree.
@@ -133,7 +136,7 @@ def probe_trees(
     names = list(dict.fromkeys([EMBEDDING, *(point.name for point in points)]))
 
     def seen(one: Any) -> Activations:
-        return collect(one, data, names, spans=spans, pool=pool, rows=rows)
+        return collect(one, data, names, spans=spans, pool=pool, rows=rows, progress=progress)
 
     def fitted(values: Float[Tensor, "word d"]) -> tuple[StructuralProbe, pd.DataFrame]:
         cut = values.split([len(tree) for tree in trees])
@@ -154,7 +157,7 @@ def probe_trees(
     tested = [trees[i] for i in parts["test"].tolist()]
     chains = [torch.arange(len(tree)).double() for tree in tested]
     scores["chain"] = structural_scores([(c - c[:, None]).abs() for c in chains], tested)
-    for point in points:
+    for point in tqdm(points, desc="probes", unit="site", delay=2, disable=not progress):
         probes[point.name], scores[point.name] = fitted(there[point.name])
         scores[f"random {point.name}"] = fitted(blank[point.name])[1]
     return TreeProbes(

@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 
 import torch
 import transformers
-from huggingface_hub import save_torch_state_dict
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from bloomlab.errors import CheckpointError, UnsupportedError
 from bloomlab.model.alibi import alibi_slopes
@@ -17,6 +17,7 @@ from bloomlab.model.config import PRUNED, BloomConfig, as_device, as_dtype, read
 from bloomlab.model.files import Weights, find_folder, replaced
 from bloomlab.model.inflate import whole
 from bloomlab.model.kept import check_slopes
+from bloomlab.model.shards import write_weights
 from bloomlab.tokens import BloomTokenizer
 
 # ours -> transformers', applied in order
@@ -70,6 +71,7 @@ class Checkpoints(nn.Module):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         allow_pickle: bool = False,
+        progress: bool = True,
         **config_fields: Any,
     ) -> Model:
         """The model stored in a folder, on the hub or in the package ("demo"), in eval mode.
@@ -84,6 +86,7 @@ class Checkpoints(nn.Module):
             cache_dir: where downloads are kept; None is huggingface-hub's own place.
             local_files_only: never ask the hub.
             allow_pickle: also read pytorch_model.bin (tensors only).
+            progress: show a bar while it takes long.
             **config_fields: fields of the configuration to set otherwise than in the file, such
                 as num_labels, id2label and label2id, hidden_dropout, or alibi="exact";
                 torch_dtype is an older name of dtype.
@@ -105,7 +108,7 @@ class Checkpoints(nn.Module):
         config = read_config(folder, **config_fields)
         config._name_or_path = str(path)
         weights = Weights(folder, allow_pickle=allow_pickle, device=place)
-        model = cls._assembled(config, weights, dtype=wanted)
+        model = cls._assembled(config, weights, dtype=wanted, progress=progress)
         if (folder / "tokenizer.json").exists():
             model.tokenizer = BloomTokenizer.from_pretrained(folder)
         return model.eval()
@@ -159,11 +162,18 @@ class Checkpoints(nn.Module):
             name = hf_name(ours)
             yield (name if name.startswith(HEADS) else self._prefix() + name), value
 
-    def save_pretrained(self, path: str | Path, *, max_shard_size: int | str = "5GB") -> None:
+    def save_pretrained(
+        self, path: str | Path, *, max_shard_size: int | str = "5GB", progress: bool = True
+    ) -> None:
         """Write config, weights (safetensors) and tokenizer as transformers reads them.
 
         Old files are replaced when all new ones are written: a failure leaves an older checkpoint
         intact. (Edited ALiBi slopes are written too; transformers does not read them.)
+
+        Args:
+            path: the folder; made if it is not there.
+            max_shard_size: of a file, in bytes or as "5GB".
+            progress: show a bar while it takes long.
         """
         weights = {name: value.detach().contiguous() for name, value in self.hf_named_parameters()}
         config = BloomConfig.from_dict(self.config.to_dict())
@@ -176,7 +186,7 @@ class Checkpoints(nn.Module):
         config.architectures = [self.hf_class]
         config.dtype = next(self.parameters()).dtype
         with replaced(Path(path)) as folder:
-            save_torch_state_dict(weights, folder, max_shard_size=max_shard_size)
+            write_weights(weights, folder, max_shard_size=max_shard_size, progress=progress)
             config.save_pretrained(folder)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(folder)
@@ -196,7 +206,12 @@ class Checkpoints(nn.Module):
 
     @classmethod
     def _assembled(
-        cls: type[Model], config: BloomConfig, weights: Weights, *, dtype: torch.dtype | None = None
+        cls: type[Model],
+        config: BloomConfig,
+        weights: Weights,
+        *,
+        dtype: torch.dtype | None = None,
+        progress: bool = False,
     ) -> Model:
         """A model built without memory, its parameters replaced by `weights`; all or nothing."""
         with torch.device("meta"):
@@ -233,11 +248,9 @@ class Checkpoints(nn.Module):
             _check_tied(weights[stored[UNEMBEDDING]], embedding, weights.source)
 
         config.dtype = dtype = dtype or embedding.dtype
-        state = {
-            ours: weights[stored[hf_name(ours)]].to(dtype)
-            for ours, _ in model.named_parameters()
-            if hf_name(ours) in stored
-        }
+        names = [ours for ours, _ in model.named_parameters() if hf_name(ours) in stored]
+        bar = tqdm(names, desc="loading", unit="tensor", delay=2, disable=not progress)
+        state = {ours: weights[stored[hf_name(ours)]].to(dtype) for ours in bar}
         model.load_state_dict(state, assign=True, strict=False)
         for name in slopes.keys() & stored.keys():
             own = weights[stored[name]].float().cpu()

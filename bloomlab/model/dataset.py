@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bloomlab.errors import InputError, ShapeError
 
@@ -37,16 +38,23 @@ class Dataset:
         mask = None if self.mask is None else self.mask[start:stop]
         return Dataset(tokens=self.tokens[start:stop], mask=mask)
 
-    def chunks(self, size: int) -> Iterator[tuple[int, "Dataset"]]:
+    def chunks(self, size: int, *, progress: bool = False) -> Iterator[tuple[int, "Dataset"]]:
         """The examples in groups of at most `size`, each with the number of its first.
+
+        Args:
+            size: examples in a group; the last may have fewer.
+            progress: show a bar if it takes more than two seconds to go through them.
 
         Raises:
             InputError: a size below 1.
         """
         if size < 1:
             raise InputError(f"rows is {size}, expected 1 or more.")
-        for start in range(0, len(self), size):
-            yield start, self.rows(start, start + size)
+        with tqdm(total=len(self), unit="text", delay=2, disable=not progress) as bar:
+            for start in range(0, len(self), size):
+                part = self.rows(start, start + size)
+                yield start, part
+                bar.update(len(part))
 
 
 def dataset(model: Any, tokens: Any, attention_mask: Any = None) -> Dataset:

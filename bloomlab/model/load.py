@@ -23,6 +23,7 @@ def load(
     allow_pickle: bool = False,
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
+    progress: bool = True,
     **unknown: Any,
 ) -> Any:
     """A BloomForCausalLM with its tokenizer: `load("demo")`, a hub id, or a folder.
@@ -39,6 +40,7 @@ def load(
         allow_pickle: also read pytorch_model.bin (tensors only).
         cache_dir: where downloads are kept.
         local_files_only: never ask the hub.
+        progress: show a bar while it takes long.
         **unknown: refused.
 
     Raises:
@@ -58,7 +60,12 @@ def load(
         allow_pickle=allow_pickle,
     )
     model = BloomForCausalLM.from_pretrained(
-        folder, dtype=wanted, device=place, alibi=alibi, allow_pickle=allow_pickle
+        folder,
+        dtype=wanted,
+        device=place,
+        alibi=alibi,
+        allow_pickle=allow_pickle,
+        progress=progress,
     )
     model.config._name_or_path = str(name)
     if model.tokenizer is None:

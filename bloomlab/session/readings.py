@@ -126,6 +126,7 @@ def read_contributions(run: Run, position: int, answer: int | None = None) -> At
             run.model,
             run.ids[:, : column + 1],
             answers=None if answer is None else torch.tensor([answer], device=run.ids.device),
+            progress=False,
         )
 
 
