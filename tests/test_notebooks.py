@@ -118,7 +118,7 @@ def test_cells_are_short_and_functions_shorter(stored):
 
 def test_no_warning_is_silenced(stored):
     silencing = re.compile(
-        r"warnings|simplefilter|disable_progress|logging|set_verbosity|%%capture"
+        r"warnings|simplefilter|disable_progress|\blogging\b|set_verbosity|%%capture"
     )
     assert not [line for line in lines(stored) if silencing.search(line)]
 
