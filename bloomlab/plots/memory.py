@@ -58,7 +58,8 @@ def memory_figure(
             )
         )
         layout[f"xaxis{own}"] = axis(tokens[:n], title="token in the cache", most=most) | {
-            "domain": domains[place]
+            "domain": domains[place],
+            "tickangle": -90,  # the same in all panels
         }
     down = axis(tokens[:n], title="after reading", most=most)
     layout["yaxis"] |= down | {"autorange": "reversed"}
