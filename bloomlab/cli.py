@@ -238,6 +238,10 @@ def bench(
     ] = "",
     quick: Annotated[bool, typer.Option("--quick", help="Short texts, few turns.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="As a Markdown table.")] = False,
+    write: Annotated[
+        Path | None,
+        typer.Option(help="A Markdown page, to make its <!-- table: MODEL --> anew."),
+    ] = None,
     device: Annotated[
         str | None, typer.Option(help="'cpu', 'cuda' ...; none: a GPU if any.")
     ] = None,
@@ -246,11 +250,18 @@ def bench(
     """Measure speed and memory against transformers, on the same weights, in turn."""
     from bloomlab.bench.cases import chosen, rows
     from bloomlab.bench.models import machine_line, make_pair
+    from bloomlab.bench.page import Page
     from bloomlab.bench.plan import QUICK, Plan
     from bloomlab.bench.table import LEGEND, heading, line
 
     names = chosen([name.strip() for name in only.split(",") if name.strip()])
+    page = None if write is None else Page(write, model)  # before anything is measured
     pair = make_pair(model, device=device, dtype=dtype)
-    typer.echo(f"{machine_line(pair)}\n{LEGEND}\n\n{heading(markdown=markdown)}")
+    machine, measured = machine_line(pair), []
+    typer.echo(f"{machine}\n{LEGEND}\n\n{heading(markdown=markdown)}")
     for row in rows(pair, QUICK if quick else Plan(), names):
         typer.echo(line(row, markdown=markdown))
+        measured.append(row)
+    if page is not None:
+        page.write(machine, measured)
+        typer.echo(f"Written to {write}.", err=True)

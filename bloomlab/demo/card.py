@@ -1,17 +1,12 @@
-"""The tables of the model card, written from what `bloomlab.demo.evaluate` measured.
-
-A table stands between `<!-- table: name -->` and `<!-- end -->`; the words around it are the
-author's.
-"""
+"""The tables of the model card, written from what `bloomlab.demo.evaluate` measured."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from bloomlab.errors import InputError
+from bloomlab.markdown import tables_in, with_table
 
-SLOT = re.compile(r"(<!-- table: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LANGUAGE_NAMES = {
     **{"ar": "Arabic", "as": "Assamese", "bn": "Bengali", "ca": "Catalan", "en": "English"},
     **{"es": "Spanish", "eu": "Basque", "fr": "French", "gu": "Gujarati", "hi": "Hindi"},
@@ -32,16 +27,14 @@ def filled(card: str, found: Mapping[str, Any]) -> str:
     Raises:
         InputError: a slot for a table nobody writes, or whose results are missing.
     """
-
-    def table(match: re.Match[str]) -> str:
-        if match[2] not in TABLES:
-            raise InputError(f"the card wants a table {match[2]!r}; there are {sorted(TABLES)}.")
+    for name in tables_in(card):
+        if name not in TABLES:
+            raise InputError(f"the card wants a table {name!r}; there are {sorted(TABLES)}.")
         try:
-            return f"{match[1]}{TABLES[match[2]](found)}\n{match[3]}"
+            card = with_table(card, name, TABLES[name](found))
         except KeyError as missing:
-            raise InputError(f"table {match[2]!r} needs results that lack {missing}.") from missing
-
-    return SLOT.sub(table, card)
+            raise InputError(f"table {name!r} needs results that lack {missing}.") from missing
+    return card
 
 
 def _rows(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

@@ -1,0 +1,99 @@
+"""The reference has every public name once; the table of hook points is the model's."""
+
+import importlib
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import bloomlab
+from bloomlab import errors
+from tests.points import SIZES
+from tests.tiny import pair, tokens
+
+DOCS = Path(bloomlab.__file__).parent.parent / "docs"
+MODULES = ("", "analysis", "experiments", "experiments.tasks", "interventions", "plots")
+MODULES += ("session", "widgets")
+ENTRY = re.compile(r"^::: (bloomlab[\w.]*)$", re.MULTILINE)
+
+
+def entries():
+    return [
+        name
+        for page in sorted((DOCS / "reference").glob("*.md"))
+        for name in ENTRY.findall(page.read_text(encoding="utf-8"))
+    ]
+
+
+def target(name):
+    """What a dotted name stands for."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        home, _, last = name.rpartition(".")
+        return getattr(target(home), last)
+
+
+def public():
+    """Every public object with the names it has."""
+    found = {}
+    for module in MODULES:
+        home = f"bloomlab.{module}".rstrip(".")
+        for name in importlib.import_module(home).__all__:
+            found.setdefault(id(target(f"{home}.{name}")), []).append(f"{home}.{name}")
+    for name, value in vars(errors).items():
+        if inspect.isclass(value) and value.__module__ == errors.__name__:
+            found.setdefault(id(value), []).append(f"bloomlab.errors.{name}")
+    interop = importlib.import_module("bloomlab.interop")
+    for name, value in vars(interop).items():
+        if not name.startswith("_") and getattr(value, "__module__", "") == interop.__name__:
+            found.setdefault(id(value), []).append(f"bloomlab.interop.{name}")
+    return found
+
+
+def test_every_public_name_is_in_the_reference_once():
+    listed = [name for name in entries() if not name.startswith("bloomlab.lm_eval")]
+    assert "bloomlab.lm_eval.BloomLM" in entries()  # needs an extra to import
+    places = {}
+    for name in listed:
+        places.setdefault(id(target(name)), []).append(name)
+    twice = [names for names in places.values() if len(names) > 1]
+    missing = [names[0] for one, names in public().items() if one not in places]
+    assert not twice, f"named twice in docs/reference: {twice}"
+    assert not missing, "not in docs/reference: " + ", ".join(f"::: {name}" for name in missing)
+
+
+def test_nothing_private_is_in_the_reference():
+    known = public()
+    modules = {f"bloomlab.{name}".rstrip(".") for name in (*MODULES, "errors", "interop")}
+    for name in entries():
+        if not name.startswith("bloomlab.lm_eval"):
+            assert name in modules or id(target(name)) in known, name
+
+
+ROW = re.compile(r"^\| `([\w.{}]+)` \| ([\w ]+) \| .*?(\(\d\))? \|$", re.MULTILINE)
+AXES = {**SIZES, "1": 1, "query": SIZES["pos"], "key": SIZES["pos"]}
+
+
+@pytest.mark.parametrize("forked", ["attn_in", "split_qkv_input"])
+@torch.no_grad()
+def test_the_table_of_hook_points_is_the_models(forked):
+    text = (DOCS / "concepts" / "hooks.md").read_text(encoding="utf-8")
+    rows = [(name.replace("{i}", "1"), axes.split()) for name, axes, _ in ROW.findall(text)]
+    _, model = pair()
+    points = {name for name in model.hook_dict if not name.startswith("blocks.0.")}
+    assert {name for name, _ in rows} == points
+
+    other = {"attn_in": r"hook_[qkv]_input$", "split_qkv_input": r"hook_attn_in$"}[forked]
+    wanted = [(name, axes) for name, axes in rows if not re.search(other, name)]
+    fired = []
+
+    def seen(value, hook):
+        fired.append((hook.name, list(value.shape)))
+
+    model.run_with_hooks(
+        tokens(SIZES["batch"], SIZES["pos"]), fwd_hooks=[(name, seen) for name, _ in wanted]
+    )
+    assert fired == [(name, [AXES[axis] for axis in axes]) for name, axes in wanted]
