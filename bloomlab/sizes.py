@@ -76,6 +76,20 @@ class Sizes:
         return 2 * self.d_head * sum(self.heads(layer) for layer in range(self.n_layer))
 
 
+# As in the config.json of bigscience/bloom-560m ... bigscience/bloom
+PUBLISHED = {
+    name: Sizes(hidden_size=hidden, n_layer=n_layer, n_head=n_head, vocab_size=250_880)
+    for name, hidden, n_layer, n_head in (
+        ("560m", 1024, 24, 16),
+        ("1b1", 1536, 24, 16),
+        ("1b7", 2048, 24, 16),
+        ("3b", 2560, 30, 32),
+        ("7b1", 4096, 30, 32),
+        ("176b", 14336, 70, 112),
+    )
+}
+
+
 def sizes_of(config: Any) -> Sizes:
     """The sizes of a BloomConfig, transformers' or ours."""
     names = [field.name for field in fields(Sizes)]

@@ -2,6 +2,7 @@ import pytest
 import torch
 import transformers
 
+from bloomlab import sizes as sizes_module
 from bloomlab.errors import BloomlabError
 from bloomlab.sizes import USABLE, Need, Sizes, fit_lines, need, readable, sizes_of
 
@@ -29,6 +30,10 @@ def test_parameters_and_cache_of_the_published_models(name):
     assert need(sizes, "bfloat16", tokens=1).cache == cache
     assert need(sizes, "float16", tokens=2048).weights == 2 * parameters
     assert need(sizes, "float32", tokens=7).total == 4 * parameters + 7 * 2 * cache
+
+
+def test_the_published_shapes_are_those_of_the_table():
+    assert {name: published(name) for name in PUBLISHED} == sizes_module.PUBLISHED
 
 
 def test_head_widths_of_the_published_models():

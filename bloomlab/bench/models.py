@@ -18,17 +18,13 @@ from bloomlab.errors import CheckpointError, UnknownNameError
 from bloomlab.model.config import as_device, as_dtype
 from bloomlab.model.files import find_folder
 from bloomlab.model.heads import BloomForCausalLM
-from bloomlab.sizes import Sizes, shape_line, sizes_of
+from bloomlab.sizes import PUBLISHED, Sizes, shape_line, sizes_of
 
 SHAPES = {
     "tiny": Sizes(vocab_size=256, hidden_size=64, n_layer=2, n_head=4),
     "thin": Sizes(vocab_size=256, hidden_size=64, n_layer=24, n_head=16),
     "560m-blocks": Sizes(vocab_size=2048, hidden_size=1024, n_layer=24, n_head=16),
-    "560m": Sizes(vocab_size=250880, hidden_size=1024, n_layer=24, n_head=16),
-    "1b1": Sizes(vocab_size=250880, hidden_size=1536, n_layer=24, n_head=16),
-    "1b7": Sizes(vocab_size=250880, hidden_size=2048, n_layer=24, n_head=16),
-    "3b": Sizes(vocab_size=250880, hidden_size=2560, n_layer=30, n_head=32),
-    "7b1": Sizes(vocab_size=250880, hidden_size=4096, n_layer=30, n_head=32),
+    **{name: PUBLISHED[name] for name in ("560m", "1b1", "1b7", "3b", "7b1")},
 }
 LARGE = 1e8  # parameters from which random weights are bfloat16 on a CPU too
 SPECIAL = 4  # ids below are special tokens

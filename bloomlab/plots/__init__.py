@@ -14,6 +14,7 @@ from bloomlab.plots.circuits import edges_figure
 from bloomlab.plots.comparison import comparison_figure
 from bloomlab.plots.curves import curves_figure
 from bloomlab.plots.export import save_figure
+from bloomlab.plots.gates import gate_figure
 from bloomlab.plots.generation import branches_figure, generation_figure
 from bloomlab.plots.hidden_states import cosine_figure, norm_figure, trajectory_figure
 from bloomlab.plots.lens import lens_figure, rank_figure
@@ -23,6 +24,8 @@ from bloomlab.plots.positions import position_figure
 from bloomlab.plots.predictions import next_token_figure
 from bloomlab.plots.probes import amnesic_figure, probe_figure, transfer_figure
 from bloomlab.plots.pruning import head_map_figure, pruning_figure, ranking_figure
+from bloomlab.plots.sizes import fit_figure
+from bloomlab.plots.training import training_figure
 
 __all__ = [
     "amnesic_figure",
@@ -33,6 +36,8 @@ __all__ = [
     "cosine_figure",
     "curves_figure",
     "edges_figure",
+    "fit_figure",
+    "gate_figure",
     "generation_figure",
     "head_grid_figure",
     "head_map_figure",
@@ -52,6 +57,7 @@ __all__ = [
     "score_figure",
     "slopes_figure",
     "staircase_figure",
+    "training_figure",
     "trajectory_figure",
     "transfer_figure",
     "window_figure",
