@@ -46,7 +46,8 @@ BY_HAND = re.compile(
 @pytest.fixture(params=FILES, ids=lambda file: file.stem)
 def stored(request):
     """A notebook as it is stored: its name, and what is in it."""
-    return request.param.stem, nbformat.read(request.param, as_version=4)
+    content = request.param.read_text(encoding="utf-8")
+    return request.param.stem, nbformat.v4.reads(content)  # nbformat.read mends names
 
 
 def test_all_are_of_the_series():
@@ -140,10 +141,12 @@ def test_formulas_are_plain_text(stored):
 
 
 def code(stored):
+    """Its cells of code."""
     return [cell for cell in stored[1].cells if cell.cell_type == "code"]
 
 
 def prose(stored):
+    """Its cells of text."""
     return [cell for cell in stored[1].cells if cell.cell_type == "markdown"]
 
 
