@@ -75,6 +75,15 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     return SLOT.sub(filled, markdown)
 
 
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """The page, with names of tests that break at their underscores, not within words."""
+
+    def breakable(name: re.Match[str]) -> str:
+        return re.sub("([_/])", r"\1<wbr>", name[0])
+
+    return re.sub(r"(?<=<code>)tests?[_/][\w/.]+(?=</code>)", breakable, html)
+
+
 def included(name: str, page: str) -> str:
     """A file of the repository, for a page of the site.
 

@@ -43,6 +43,16 @@ def with_python(pages):
             yield pytest.param(page, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
 
 
+def run_from_a_file(code):
+    """Run code that can be looked up, as nnsight does and a traceback."""
+    file = Path("example.py").resolve()
+    file.write_text(code, encoding="utf-8")
+    exec(compile(code, str(file), "exec"), {"__name__": "__main__", "__file__": str(file)})
+
+
+mktestdocs.register_executor("python", run_from_a_file)
+
+
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # bertviz' own scripts
 @pytest.mark.parametrize("page", list(with_python(PAGES)))
 def test_examples_run_where_the_reader_has_no_files(page, tmp_path, monkeypatch):
@@ -90,7 +100,7 @@ def test_commands_and_their_options_exist(shown):
 def test_tests_that_are_named_exist():
     tests = list((ROOT / "tests").rglob("*.py"))
     names = {name for file in tests for name in re.findall(r"def (test_\w+)", file.read_text())}
-    for page in PAGES:
+    for page in sorted(DOCS.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
         for name in re.findall(r"`(test_\w+)`", text):
             assert name in names, f"{name_of(page)} names {name}"
