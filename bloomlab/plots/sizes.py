@@ -65,7 +65,7 @@ def fit_figure(
     ]
     layout = {
         "width": theme.CURVES["width"] + 120,
-        "height": 2 * theme.PITCH * len(models) + 300,
+        "height": 2 * theme.PITCH * len(models) + 250,
         "xaxis": {
             "title": {"text": "memory (GB, 1e9 bytes)"},
             "type": "log",
@@ -76,6 +76,6 @@ def fit_figure(
         "shapes": lines,
         "annotations": notes,
         "showlegend": True,
-        "margin": {"l": 90, "r": 150, "t": 180, "b": 50},
+        "margin": {"l": 90, "r": 150, "t": 130, "b": 50},
     }
     return theme.figure(traces, title=title, layout=layout)
