@@ -50,9 +50,8 @@ def stored(request):
     return request.param.stem, nbformat.v4.reads(content)  # nbformat.read mends names
 
 
-def test_all_are_of_the_series():
-    assert FILES
-    assert {file.stem for file in FILES} <= set(SERIES)
+def test_the_series_has_no_gap():
+    assert [file.stem for file in FILES] == list(SERIES)
 
 
 def test_it_is_valid_and_all_have_the_same_metadata(stored):
