@@ -39,7 +39,8 @@ class KVCache(Held):
     def fork(self, n: int = 1) -> "KVCache":
         """N independent copies of every row, side by side: row i becomes rows i*n ... i*n + n-1.
 
-        Nothing is copied, now or later: what was cached so far stays stored once.
+        Nothing is copied: what was cached so far stays stored once, also in forwards after. (Only
+        `generate` and `stream` copy it, for up to 16 rows, where that is faster.)
         """
         if n < 1 or not self.n_rows:
             raise CacheError(f"fork({n}): expected at least one copy of a cache that holds tokens.")
