@@ -23,7 +23,7 @@ from typer.models import OptionInfo
 LOG = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parent.parent
 SLOT = re.compile(r"^<!-- (include|notebooks|commands)(?:: (\S+))? -->$", re.MULTILINE)
-LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _UNSAID = (Signature.empty, None, False, "")  # defaults that a table need not show
 PAGES = {  # files of the repository that have a page of their own
     "README.md": "index.md",
