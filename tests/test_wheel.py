@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ JUNK = (".ipynb_checkpoints/old.ipynb", "__pycache__/old.pyc", ".hypothesis/old"
 MEGABYTE = 1_000_000
 
 
+@cache
 def tracked():
     done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     return [name for name in done.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
