@@ -4,6 +4,7 @@ import inspect
 
 import pytest
 import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoTokenizer, StoppingCriteria
 
 import bloomlab as bl
@@ -90,3 +91,23 @@ def test_theirs_gives_nan_to_padded_rows_in_float16():
     mask[0, :3] = 0
     assert torch.isfinite(ours(IDS, attention_mask=mask).logits).all()
     assert torch.isnan(ours.to_hf().eval()(IDS, attention_mask=mask).logits[0]).all()
+
+
+def test_theirs_writes_the_kind_of_problem_into_the_configuration():
+    theirs, ours = pair("BloomForSequenceClassification", num_labels=3)
+    for model in (theirs, ours):
+        model(IDS, labels=torch.tensor([0, 2]))
+    assert theirs.config.problem_type == "single_label_classification"
+    assert ours.config.problem_type is None
+    several = torch.tensor([[1.0, 0, 1], [0, 1, 1]])  # of several labels, this time
+    expected = binary_cross_entropy_with_logits(ours(IDS).logits, several)
+    assert ours(IDS, labels=several).loss == pytest.approx(expected.item())
+    assert theirs(IDS, labels=several).loss != pytest.approx(expected.item())
+
+
+def test_theirs_pads_beams_with_the_end_token_where_padding_is_token_0():
+    theirs, ours = pair()
+    options = {"num_beams": 2, "max_new_tokens": 6, "do_sample": False, "early_stopping": True}
+    options |= {"eos_token_id": 25, "pad_token_id": 0}
+    assert ours.generate(IDS, **options)[0, 9:].tolist() == [25, 0]
+    assert theirs.generate(IDS, **options)[0, 9:].tolist() == [25, 25]
