@@ -23,7 +23,13 @@ DOCS = ROOT / "docs"
 TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md") if (ROOT / name).exists()]
 PAGES = sorted([*DOCS.rglob("*.md"), *TOP])
 EXTRAS = {"howto/other-tools.md": ("bertviz", "circuitsvis", "nnsight", "lm_eval")}
-SLOW = {"README.md", "howto/other-tools.md", "howto/probe.md", "howto/sweep-and-prune.md"}
+SLOW = {
+    "CONTRIBUTING.md",
+    "README.md",
+    "howto/other-tools.md",
+    "howto/probe.md",
+    "howto/sweep-and-prune.md",
+}
 BLOCK = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
 
 
