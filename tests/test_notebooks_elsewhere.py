@@ -26,7 +26,9 @@ def other(tmp_path_factory):
     """A folder with a random BLOOM of 3 layers and 6 heads and the packaged tokenizer."""
     folder = tmp_path_factory.mktemp("other")
     tokenizer = bl.load("demo", device="cpu").tokenizer
-    config = bl.BloomConfig(vocab_size=len(tokenizer), hidden_size=96, n_layer=3, n_head=6)
+    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 3}  # as in BLOOM's own configs
+    size = {"vocab_size": len(tokenizer), "hidden_size": 96, "n_layer": 3, "n_head": 6}
+    config = bl.BloomConfig(**size, **special)
     torch.manual_seed(0)
     bl.BloomForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
