@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bloomlab.errors import InputError, UnknownArgumentError, UnsupportedError
+from bloomlab.model.config import as_dtype
 from bloomlab.model.kept import places_of
 from bloomlab.model.parts import KINDS, Part, cropped, gathered, moved
 from bloomlab.model.rebuild import Quantity, Rebuilding, columns_named
@@ -179,9 +180,7 @@ class Trace:
         """The trace on another device, or with q, k, v and resid in another number format."""
         if isinstance(device, torch.dtype):
             device, dtype = None, device
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"dtype is {dtype!r}, expected a floating-point one.")
-        return Trace(moved(self._parts, device, dtype), n_layer=self.n_layer)
+        return Trace(moved(self._parts, device, as_dtype(dtype)), n_layer=self.n_layer)
 
     def save(self, path: Any) -> None:
         """Write everything to one safetensors file; whole or not at all."""

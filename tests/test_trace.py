@@ -183,6 +183,8 @@ def test_a_smaller_format_halves_the_memory_and_rebuilds_in_float32(stored):
     assert got.dtype == torch.float32
     assert 0 < (got - full.pattern(1, 0)).abs().max() < 0.1
     assert torch.equal(got, full.to(dtype=stored).pattern(1, 0))
+    named = str(stored).removeprefix("torch.")
+    assert ours.trace(ids, dtype=named).q(0).dtype == full.to(dtype=named).q(0).dtype == stored
 
 
 def test_a_wider_format_rebuilds_as_the_run_computed():

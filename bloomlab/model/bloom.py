@@ -187,12 +187,13 @@ class BloomModel(LensProtocol, Checkpoints, Recomputing):
             warnings.warn(
                 "position_ids are ignored: ALiBi counts attended tokens.", FutureWarning, 3
             )
-        if isinstance(input_ids, str | list | tuple):
-            input_ids, from_text = self.to_tokens_and_mask(input_ids)
-            attention_mask = from_text if attention_mask is None else attention_mask
         if cache is not None and past_key_values is not None:
             raise InputError("cache and past_key_values are one argument; expected one of them.")
         given = cache if past_key_values is None else past_key_values
+        if isinstance(input_ids, str | list | tuple):
+            input_ids, from_text = self.to_tokens_and_mask(input_ids)
+            if attention_mask is None and (given is None or not from_text.all()):
+                attention_mask = from_text  # else nothing is padded, and the cache knows its own
         if attention_mask is None and given is None and start_at_layer is None:
             warn_of_padding(input_ids, self.config)
         first, last = layer_range(start_at_layer, stop_at_layer, len(self.blocks))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bloomlab.errors import InputError, ShapeError, UnknownNameError
 from bloomlab.model.alibi import rounds
+from bloomlab.model.config import as_dtype
 from bloomlab.model.hooks import HookPoint
 from bloomlab.model.parts import EDITS, KINDS, Part, cropped, gathered
 
@@ -101,9 +102,7 @@ class Recording:
         self._model = model
         self._keep = kinds_named(keep)
         self._layers = layers_named(layers, len(model.blocks))
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise InputError(f"dtype is {dtype!r}, expected a floating-point one or None.")
-        self._dtype, self._device = dtype, device
+        self._dtype, self._device = as_dtype(dtype), device
         self._parts: list[Part] = []
         self._valid = torch.ones(0, 0, dtype=torch.bool)  # batch pos
         self._seen: dict[str, Tensor] = {}  # by the forward that is under way
@@ -120,7 +119,7 @@ class Recording:
         # q, k and v are views of one tensor: alone, each would keep all of it alive
         loose = {"resid"} | (set("qkv") if set("qkv") <= set(self._keep) else set())
         self._hooks = [
-            (point, self._keeper(name, dtype, tight=name.split(".")[0] not in loose))
+            (point, self._keeper(name, self._dtype, tight=name.split(".")[0] not in loose))
             for point, name in points
         ]
 

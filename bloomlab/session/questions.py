@@ -116,14 +116,15 @@ class Questions:
             self._importance = found.matrix.float().numpy()
         return self._importance.copy()
 
-    def least_harm(self, limit: float) -> list[tuple[int, int]]:
+    def least_harm(self, limit: float, *, progress: bool = True) -> list[tuple[int, int]]:
         """Heads that greedy search removes, the least harmful first, while KL stays within a limit.
 
-        KL of the intact model's next-token prediction from the pruned one's, in nats.
+        KL of the intact model's next-token prediction from the pruned one's, in nats. Shows a bar
+        while it takes long, if `progress`.
         """
         ids = self.run("clean").ids
         order = prune_order(
-            self._swept(), ids, search="iterative", metric="kl", positions=-1, progress=False
+            self._swept(), ids, search="iterative", metric="kl", positions=-1, progress=progress
         )
         sizes = np.asarray(order.metrics)
         within = np.flatnonzero(sizes <= limit)

@@ -100,7 +100,7 @@ class HeadMaskLab(View):
         """Switch off as many heads as greedy search can within a KL, in nats."""
         self.status = "searching heads …"
         mask = np.ones_like(self.head_mask)
-        for layer, head in self.session.least_harm(float(limit)):
+        for layer, head in self.session.least_harm(float(limit), progress=False):
             mask[layer, head] = 0
         self.status = ""
         self.head_mask = mask
