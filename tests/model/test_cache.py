@@ -236,3 +236,12 @@ def test_a_mask_that_shows_cached_padding_is_refused():
     past = ours(ids, attention_mask=mask).past_key_values
     with pytest.raises(CacheError, match="were padding"):
         ours(ids[:, :1], attention_mask=torch.ones(2, N + 1), past_key_values=past)
+
+
+@torch.no_grad()
+def test_text_goes_on_from_a_cache_as_its_tokens_do(demo):
+    before, after = "The old house in", " the city"
+    ids = demo.to_tokens(after)
+    past = demo(before).past_key_values
+    expected = demo(ids, past_key_values=past.fork(), return_type="logits")
+    assert torch.equal(demo(after, past_key_values=past, return_type="logits"), expected)

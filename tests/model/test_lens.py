@@ -263,16 +263,6 @@ def test_text_and_tokens_are_the_tokenizers(demo):
 
 
 @torch.no_grad()
-def test_text_goes_on_from_a_cache_as_its_tokens_do(demo):
-    ids = demo.to_tokens(TEXT)
-    past = demo(demo.to_string(ids[0, :-2])).past_key_values
-    last = demo.to_string(ids[0, -2:])
-    assert demo.to_tokens(last).tolist() == ids[:, -2:].tolist()
-    expected = demo(ids[:, -2:], past_key_values=past.fork(), return_type="logits")
-    assert torch.equal(demo(last, past_key_values=past, return_type="logits"), expected)
-
-
-@torch.no_grad()
 def test_texts_of_different_lengths_are_padded_and_masked(demo):
     texts = [TEXT, "The cat"]
     left, mask = demo.to_tokens_and_mask(texts)
