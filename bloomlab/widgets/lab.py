@@ -58,7 +58,7 @@ class LabView(W.VBox):
         self.views = {name: view(session) for name, view in TABS.items()}
         tabs = W.Tab(list(self.views.values()), titles=tuple(self.views))
         sides = [
-            W.Box([view], layout={"width": "auto", "flex": "1 1 460px"})
+            W.VBox([view], layout={"min_width": "0", "flex": "1 1 460px"})
             for view in (self.grid, self.zoom)
         ]
         heads = W.HBox(sides, layout={"flex_flow": "row wrap", "align_items": "flex-start"})

@@ -42,6 +42,19 @@ def test_the_lab_is_used_without_code(lab_page, theme, windowing):
     assert views.root("compare").locator("figure").count() == 3
 
 
+def test_the_lab_shrinks_with_its_window(lab_page):
+    views = Views(lab_page([LAB]))
+    for width in (1700, 1300, 900, 1700):
+        views.page.set_viewport_size({"width": width, "height": 1000})
+        views.settled()
+        boxes = views.root("grid").bounding_box(), views.root("zoom").bounding_box()
+        grid, zoom = boxes
+        beside = grid["x"] + grid["width"] <= zoom["x"] + 1
+        below = grid["y"] + grid["height"] <= zoom["y"] + 1
+        assert beside or below, boxes
+        assert all(box["x"] + box["width"] <= width for box in boxes), boxes
+
+
 @pytest.mark.parametrize(("theme", "windowing"), [(LIGHT, "none"), (DARK, "full")])
 def test_the_tour_runs(lab_page, theme, windowing):
     lab = lab_page(json.loads(TOUR.read_text("utf-8")), theme=theme, windowing=windowing)
