@@ -46,6 +46,7 @@ def test_hovering_and_colours_ask_the_kernel_nothing(views):
     views.page.wait_for_timeout(300)
     assert views.ink("grid", 1) != upper
     assert "L2H5" in views.status("grid").text_content()
+    assert "L2H5 · a preview" in views.root("zoom").locator(".bl-tag").text_content()
     for name, value in (("threshold", 0.2), ("gamma", 2)):
         views.slide("grid", name, value)
         views.slide("zoom", name, value)

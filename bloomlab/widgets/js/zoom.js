@@ -191,6 +191,7 @@ function zoom(shell) {
     exact: async (block) => { const answer = await shell.ask({ op: "block", ...question(), ...block }, { channel: "exact" }); return answer && asFloats(answer.buffers[0]); },
   });
   const lines = make("div", { class: "bl-scroll", hidden: true }), name = make("span", { class: "bl-tag" });
+  let kept = ""; // what the tag says of the chosen head
   const layer = make("input", { type: "number", class: "bl-number", min: "0", max: String(shell.facts.n_layer - 1), "aria-label": "layer" });
   const at = make("input", { type: "number", class: "bl-number", min: "0", max: String(shell.facts.n_head - 1), "aria-label": "head" });
   for (const [box, which] of [[layer, "layer"], [at, "head"]]) box.addEventListener("change", () => wire.go({ [which]: Math.min(+box.max, Math.max(0, Math.round(+box.value))), query: -1, key: -1 }));
@@ -216,7 +217,7 @@ function zoom(shell) {
     const answer = await shell.ask({ op: "head", ...question() }, { keep: true });
     if (!answer) return;
     const tokens = shell.facts.tokens, n = tokens.length;
-    name.textContent = `${head(shell.place.layer, shell.place.head)}${shell.facts.scale[shell.place.layer][shell.place.head] === 0 ? " · off" : ""} · slope ${number(answer.slope)} logits a token`;
+    name.textContent = kept = `${head(shell.place.layer, shell.place.head)}${shell.facts.scale[shell.place.layer][shell.place.head] === 0 ? " · off" : ""} · slope ${number(answer.slope)} logits a token`;
     view.look = looks();
     fit();
     view.set(square(answer.buffers[0], n, answer.signed ? 128 : 0), tokens, answer);
@@ -261,13 +262,11 @@ function zoom(shell) {
 
   shell.onHover(({ layer: l, head: h, tile }) => {
     if (l === undefined || wire.get("form") === "lines") return;
+    name.textContent = l < 0 || !tile ? kept : `${head(l, h)} · a preview: click for all tokens`;
     if (l < 0 || !tile || !view.n) return view.draw();
     const context = fitted(view.canvas, view.size + view.room, view.size + view.room);
     context.imageSmoothingEnabled = false;
     context.drawImage(tile.atlas, tile.x, tile.y, tile.n, tile.n, view.room, view.room, view.size, view.size);
-    context.fillStyle = inkOf(shell, "--bl-fg");
-    context.font = "bold 13px system-ui, sans-serif";
-    context.fillText(`${head(l, h)}, a preview: click for all tokens`, view.room, view.room - 10);
   });
   let theme = "", seen = "";
   shell.draws.push(() => { if (theme !== shell.theme) { theme = shell.theme; view.near = view.far = null; } draw(); });
