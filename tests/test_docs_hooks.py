@@ -35,11 +35,11 @@ def hooks(monkeypatch, tmp_path):
 def test_links_of_included_files_lead_to_pages_or_stay_text(hooks, tmp_path):
     (tmp_path / "A.md").write_text(
         "[card](bloomlab/demo/README.md#files) [code](bloomlab/cli.py) [start](docs/start.md)\n"
-        "[paper](https://arxiv.org/abs/2211.05100) [here](#there) ![picture](docs/lab.png)"
+        "[paper](https://arxiv.org/abs/2211.05100) [here](#there) ![picture](docs/lab.webp)"
     )
     assert hooks.included("A.md", "a.md") == (
         "[card](demo.md#files) code [start](start.md)\n"
-        "[paper](https://arxiv.org/abs/2211.05100) [here](#there) ![picture](lab.png)"
+        "[paper](https://arxiv.org/abs/2211.05100) [here](#there) ![picture](lab.webp)"
     )
     assert "(../demo.md#files) code [start](../start.md)" in hooks.included("A.md", "deep/a.md")
 
