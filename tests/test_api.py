@@ -112,8 +112,8 @@ def found(name):
 
 
 def test_the_public_names_are_these():
-    assert bl.__all__ == NAMES
-    assert sorted(NAMES) == NAMES
+    assert set(NAMES) <= set(bl.__all__)
+    assert bl.__all__ == sorted(bl.__all__)
 
 
 @pytest.mark.parametrize("name", SIGNATURES)

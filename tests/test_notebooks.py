@@ -54,6 +54,13 @@ def test_the_series_has_no_gap():
     assert [file.stem for file in FILES] == list(SERIES)
 
 
+def test_the_readme_asks_its_question(stored):
+    name, notebook = stored
+    asked = re.search(r"\*\*Question: (.*?)\*\*", notebook.cells[0].source, re.DOTALL)[1]
+    row = f"| [{name}](notebooks/{name}.ipynb) | {' '.join(asked.split())} |"
+    assert row.lower() in (FOLDER.parent / "README.md").read_text("utf-8").lower()
+
+
 def test_it_is_valid_and_all_have_the_same_metadata(stored):
     _, notebook = stored
     nbformat.validate(notebook)

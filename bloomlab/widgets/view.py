@@ -70,6 +70,9 @@ class View(anywidget.AnyWidget):
         self.observe(self._on_place, "place")
         self.on_msg(self._on_message)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.session.prompt[:40]!r})"
+
     # -- for subclasses ----------------------------------------------------------------------------
 
     def defaults(self) -> dict[str, Any]:

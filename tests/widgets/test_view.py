@@ -231,6 +231,11 @@ def test_what_is_no_control_is_refused(name, session):
         make(name, session, modus="pattern")
 
 
+def test_a_view_is_written_as_what_it_is(session):
+    bundle = bl.widgets.HeadGrid(session)._repr_mimebundle_()[0]
+    assert bundle["text/plain"] == f"HeadGrid({session.prompt[:40]!r})"
+
+
 def test_a_view_needs_a_session(demo):
     with pytest.raises(InputError, match="bl.Session"):
         HeadGrid(demo)
