@@ -78,7 +78,7 @@ def attribution_figure(
             "zeroline": True,
             "zerolinecolor": theme.BASELINE,
         },
-        "yaxis": axis(names, title="", most=len(names)) | theme.BAR_NAMES,
+        "yaxis": axis(names, title="component", most=len(names)) | theme.BAR_NAMES,
         "bargap": 0.25,
         "showlegend": False,
     }

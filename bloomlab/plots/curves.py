@@ -1,16 +1,14 @@
 """Figures of one number along layers, steps or tokens: a line each for what is compared."""
 
-# pyright: standard
-# plotly comes without types
-
 from collections.abc import Mapping
 
 import numpy as np
-import plotly.graph_objects as go
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]  # it has none
 
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
 from bloomlab.plots.arrays import as_array
+from bloomlab.plots.lines import line, lines_figure
 from bloomlab.plots.tokens import isolate
 
 DOTTED = 48  # most points of a line that are marked
@@ -47,25 +45,25 @@ def curves_figure(
             raise InputError(f"curve {name!r} holds no finite number.")
     longest = max(map(len, values.values()))
     lines = [
-        go.Scatter(
-            x=list(range(start, start + len(one))),
-            y=one,
-            mode="lines+markers" if longest <= DOTTED else "lines",
+        line(
+            list(range(start, start + len(one))),
+            one,
             name=isolate(name),
-            line={"width": theme.LINE_WIDTH, "color": color},
-            marker={"size": theme.MARKER_SIZE - 3, "color": color},
-            hovertemplate=f"{x} %{{x}}: %{{y:.4g}}",
+            color=color,
+            hover=f"{x} %{{x}}: %{{y:.4g}}",
+            marked=longest <= DOTTED,
         )
         for (name, one), color in zip(values.items(), theme.line_colors(len(values)), strict=True)
     ]
-    layout = {
-        "xaxis": {"title": {"text": x}, "dtick": _tick(longest)},
-        "yaxis": {"title": {"text": quantity}, "rangemode": "tozero" if from_zero else "normal"},
-        "showlegend": len(values) > 1,
-        "margin": {"l": 70, "r": 150 if len(values) > 1 else 20, "t": 48, "b": 50},
-        **theme.CURVES,
-    }
-    return theme.figure(lines, title=title, layout=layout)
+    return lines_figure(
+        lines,
+        x=x,
+        y=quantity,
+        title=title,
+        legend=len(values) > 1,
+        xaxis={"dtick": _tick(longest)},
+        yaxis={"rangemode": "tozero" if from_zero else "normal"},
+    )
 
 
 def _tick(places: int) -> int:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from bloomlab.plots import theme
 from bloomlab.plots.arrays import check_columns
+from bloomlab.plots.lines import line, lines_figure
 
 COLUMNS = ("layer", "head", "gate", "value", "tangent")
 
@@ -34,21 +35,14 @@ def gate_figure(frame: pd.DataFrame, *, metric: str = "metric", title: str = "")
         name = f"L{layer}H{head}"
         for column, dash in (("value", "solid"), ("tangent", "dot")):
             traces.append(
-                go.Scatter(
-                    x=part["gate"].tolist(),
-                    y=part[column].tolist(),
-                    mode="lines+markers" if column == "value" else "lines",
+                line(
+                    part["gate"].tolist(),
+                    part[column].tolist(),
                     name=name if column == "value" else f"{name}, tangent",
-                    line={"width": theme.LINE_WIDTH, "color": color, "dash": dash},
-                    marker={"size": theme.MARKER_SIZE - 3, "color": color},
-                    hovertemplate="gate %{x:.2f}: %{y:.4g}",
+                    color=color,
+                    hover="gate %{x:.2f}: %{y:.4g}",
+                    dash=dash,
+                    marked=column == "value",
                 )
             )
-    layout = {
-        "xaxis": {"title": {"text": "gate (1: intact, 0: silenced)"}},
-        "yaxis": {"title": {"text": metric}},
-        "showlegend": True,
-        "margin": {"l": 70, "r": 150, "t": 48, "b": 50},
-        **theme.CURVES,
-    }
-    return theme.figure(traces, title=title, layout=layout)
+    return lines_figure(traces, x="gate (1: intact, 0: silenced)", y=metric, title=title)

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
 from bloomlab.plots.arrays import as_array, as_probabilities, check_columns, check_labels
+from bloomlab.plots.lines import line, lines_figure
 from bloomlab.plots.tokens import escape, label_room, places, steps_axis
 
 
@@ -119,23 +120,17 @@ def branches_figure(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
         alike, still = part["same"].to_numpy() == 1, not part["kl"].any()
         color = theme.BASELINE if still else color
         lines.append(
-            go.Scatter(
-                x=part.index.tolist(),
-                y=part["kl"].tolist(),
-                customdata=part["same"].tolist(),
-                mode="lines+markers",
+            line(
+                part.index.tolist(),
+                part["kl"].tolist(),
                 name=escape(str(name)),
-                line={
-                    "width": theme.LINE_WIDTH,
-                    "color": color,
-                    "dash": "dot" if still else "solid",
-                },
-                marker={
-                    "size": theme.MARKER_SIZE - 2,
-                    "color": color,
-                    "symbol": np.where(alike, "circle", "circle-open").tolist(),
-                },
-                hovertemplate="step %{x}: %{y:.4g} nats<br>same token: %{customdata:.0%} of rows",
+                color=color,
+                hover="step %{x}: %{y:.4g} nats<br>same token: %{customdata:.0%} of rows",
+                dash="dot" if still else "solid",
+            ).update(
+                customdata=part["same"].tolist(),
+                marker_size=theme.MARKER_SIZE - 2,
+                marker_symbol=np.where(alike, "circle", "circle-open").tolist(),
             )
         )
     if not table["same"].all():
@@ -144,14 +139,11 @@ def branches_figure(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
             go.Scatter(x=[None], y=[None], mode="markers", name="other token", marker=mark)
         )
     steps = table["step"]
-    layout = {
-        "xaxis": {
-            "title": {"text": "step"},
-            "dtick": max(1, -(-int(steps.max() - steps.min() + 1) // 12)),
-        },
-        "yaxis": {"title": {"text": "KL from the reference (nats)"}, "rangemode": "tozero"},
-        "showlegend": True,
-        "margin": {"l": 70, "r": 150, "t": 48, "b": 50},
-        **theme.CURVES,
-    }
-    return theme.figure(lines, title=title, layout=layout)
+    return lines_figure(
+        lines,
+        x="step",
+        y="KL from the reference (nats)",
+        title=title,
+        xaxis={"dtick": max(1, -(-int(steps.max() - steps.min() + 1) // 12))},
+        yaxis={"rangemode": "tozero"},
+    )

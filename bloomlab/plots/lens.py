@@ -1,19 +1,17 @@
 """Figures of the logit lens (nostalgebraist, 2020): what each layer's stream would predict."""
 
-# pyright: standard
-# pandas and plotly come without types
-
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import plotly.graph_objects as go
+import pandas as pd  # pyright: ignore[reportMissingTypeStubs]  # it has none
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs]  # it has none
 
 from bloomlab.errors import InputError, ShapeError
 from bloomlab.plots import theme
 from bloomlab.plots.arrays import as_array, as_probabilities, check_columns, check_labels
+from bloomlab.plots.lines import line, lines_figure
 from bloomlab.plots.tokens import axis, fitted, isolate, label_room, places, steps_axis
 
 
@@ -45,9 +43,10 @@ def lens_figure(
         ShapeError: another number of axes, or not one token for each position, one name for each
             layer and one prediction for each cell.
         InputError: numbers outside 0 to 1, or none; a frame of several texts, or that lacks a
-            column.
+            column; an array without the predicted tokens, or a frame with them.
     """
     if isinstance(probability, pd.DataFrame):
+        _refuse("top", top)
         probability, predicted, layers = _predictions(probability, layers)
     elif top is None:
         raise InputError("top is missing: give the labels of the predicted tokens.")
@@ -85,7 +84,7 @@ def lens_figure(
 
 def rank_figure(
     ranks: object,
-    names: Sequence[str] = (),
+    names: Sequence[str] | None = None,
     *,
     layers: Sequence[object] | None = None,
     title: str = "",
@@ -98,19 +97,24 @@ def rank_figure(
     Args:
         ranks: how many tokens are likelier, array or tensor; or a frame as `Lens.interest` at one
             position, which holds names and layers too: `rank_figure(found[found["pos"] == 3])`.
-        names: labels of the tokens.
+        names: labels of the tokens; None with a frame.
         layers: names of the layers; None: 0, 1, 2 ...
         title: of the figure.
 
     Raises:
         ShapeError: another number of axes, or not one name for each token and layer.
         InputError: a negative rank, or none; a frame of several texts or positions, or that lacks a
-            column.
+            column; an array without names, or a frame with them.
     """
     if isinstance(ranks, pd.DataFrame):
-        ranks, names, layers = _followed(ranks, layers)
+        _refuse("names", names)
+        ranks, labels, layers = _followed(ranks, layers)
+    elif names is None:
+        raise InputError("names is missing: give the labels of the tokens.")
+    else:
+        labels = names
     values = as_array("ranks", ranks, "token layer")
-    check_labels("ranks", values, names, along=0)
+    check_labels("ranks", values, labels, along=0)
     ticks = [str(name) for name in (range(values.shape[1]) if layers is None else layers)]
     check_labels("ranks", values, ticks)
     if (values < 0).any():
@@ -118,33 +122,35 @@ def rank_figure(
     finite = values[np.isfinite(values)]
     decades = max(1, math.ceil(math.log10(1 + max(finite.tolist(), default=0))))
     lines = [
-        go.Scatter(
-            x=list(range(values.shape[1])),
-            y=row + 1,
-            customdata=[[rank, isolate(tick)] for rank, tick in zip(row, ticks, strict=True)],
-            mode="lines+markers",
+        line(
+            list(range(values.shape[1])),
+            row + 1,
             name=isolate(name),
-            line={"width": theme.LINE_WIDTH, "color": color},
-            marker={"size": theme.MARKER_SIZE - 3, "color": color},
-            hovertemplate="layer %{customdata[1]}: rank %{customdata[0]:,}",
-        )
-        for row, name, color in zip(values, names, theme.line_colors(len(names)), strict=True)
+            color=color,
+            hover="layer %{customdata[1]}: rank %{customdata[0]:,}",
+        ).update(customdata=[[rank, isolate(tick)] for rank, tick in zip(row, ticks, strict=True)])
+        for row, name, color in zip(values, labels, theme.line_colors(len(labels)), strict=True)
     ]
     yaxis = {
-        "title": {"text": "rank (1 = likeliest)"},
         "type": "log",
         "tickvals": [10**power for power in range(decades + 1)],
         "ticktext": [f"{10**power:,}" for power in range(decades + 1)],
         "range": [decades + 0.1, -0.1],  # powers of ten
     }
-    layout = {
-        "xaxis": steps_axis(ticks, title="layer"),
-        "yaxis": yaxis,
-        "showlegend": True,
-        "margin": {"l": 80, "r": 150, "t": 48, "b": 50},
-        **theme.CURVES,
-    }
-    return theme.figure(lines, title=title, layout=layout)
+    return lines_figure(
+        lines,
+        x="layer",
+        y="rank (1 = likeliest)",
+        title=title,
+        xaxis=steps_axis(ticks, title="layer"),
+        yaxis=yaxis,
+    )
+
+
+def _refuse(name: str, given: object) -> None:
+    """Raise if what a frame holds is given beside it."""
+    if given is not None:
+        raise InputError(f"{name} is given beside a frame, which holds it: leave it out.")
 
 
 def _predictions(frame: Any, layers: Sequence[object] | None) -> tuple[Any, Any, Any]:

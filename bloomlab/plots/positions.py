@@ -10,6 +10,7 @@ from jaxtyping import Float
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
 from bloomlab.plots.arrays import as_array
+from bloomlab.plots.lines import line, lines_figure
 from bloomlab.plots.tokens import isolate
 
 
@@ -52,30 +53,28 @@ def position_figure(
         if all(np.isnan(one).all() for one in means.values()):
             raise InputError("no mean is above 0: a logarithmic axis shows nothing. Leave it out.")
     lines: list[Any] = [
-        go.Scatter(
-            x=start + (width - 1) / 2 + width * np.arange(len(one)),
-            y=one,
-            customdata=[_places(start + width * i, width) for i in range(len(one))],
-            mode="lines+markers",
+        line(
+            start + (width - 1) / 2 + width * np.arange(len(one)),
+            one,
             name=isolate(name),
-            line={"width": theme.LINE_WIDTH, "color": color},
-            marker={"size": theme.MARKER_SIZE - 4, "color": color},
-            hovertemplate="%{customdata}: %{y:.4g}",
-        )
+            color=color,
+            hover="%{customdata}: %{y:.4g}",
+        ).update(customdata=[_places(start + width * i, width) for i in range(len(one))])
         for (name, one), color in zip(means.items(), theme.line_colors(len(means)), strict=True)
     ]
     axis = {"type": "log", "exponentformat": "power", "dtick": 1} if logarithmic else {}
-    layout: dict[str, Any] = {
-        "xaxis": {"title": {"text": "position (tokens)"}, "rangemode": "tozero"},
-        "yaxis": {"title": {"text": quantity}, **axis},
-        "showlegend": len(means) > 1,
-        "margin": {"l": 70, "r": 20, "t": 78, "b": 50},
-        **theme.CURVES,
-        "legend": {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"},
-    }
-    if mark is not None:
-        layout |= _marked(*mark)
-    return theme.figure(lines, title=title, layout=layout)
+    figure: Any = lines_figure(
+        lines,
+        x="position (tokens)",
+        y=quantity,
+        title=title,
+        legend=len(means) > 1,
+        xaxis={"rangemode": "tozero"},
+        yaxis=axis,
+    )
+    above = {"orientation": "h", "x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}
+    marked = {} if mark is None else _marked(*mark)
+    return figure.update_layout(legend=above, margin={"r": 20, "t": 78}, **marked)
 
 
 def _grouped(name: str, values: object, width: int) -> Float[np.ndarray, " group"]:

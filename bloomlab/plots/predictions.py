@@ -37,7 +37,7 @@ def next_token_figure(
     room = 1.2 * max(peak.tolist(), default=0.0) or 1.0  # for the numbers at the ends of the bars
     layout = theme.bars(len(labels), room=label_room(labels)) | {
         "xaxis": {"title": {"text": "probability of the next token"}, "range": [0, room]},
-        "yaxis": axis(names, title="") | theme.BAR_NAMES,
+        "yaxis": axis(names, title="token") | theme.BAR_NAMES,
         "barmode": "group",
         "bargap": 0.25,
         "showlegend": after is not None,

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
 from bloomlab.plots.arrays import check_columns
+from bloomlab.plots.lines import line, lines_figure
 from bloomlab.plots.tokens import axis, escape, label_room
 
 COLUMNS = ("site", "layer", "head", "accuracy", "low", "high")
@@ -22,6 +23,7 @@ BASELINES = {  # column of the frame -> name and dash of its line
     "majority": ("majority", "longdash"),
 }
 ENDS = ("", "_low", "_high")
+HOVER = "layer %{x}: %{y:.3f}"
 UNITS = {
     "cross_entropy": "cross-entropy (nats per token)",
     "accuracy": "accuracy (share of tokens)",
@@ -49,38 +51,35 @@ def probe_figure(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
         part = table[table["site"] == site].sort_values("layer")
         above, below = part["high"] - part["accuracy"], part["accuracy"] - part["low"]
         traces.append(
-            go.Scatter(
-                x=part["layer"].tolist(),
-                y=part["accuracy"].tolist(),
-                error_y={"array": above.tolist(), "arrayminus": below.tolist(), "thickness": 1},
-                mode="lines+markers",
+            line(
+                part["layer"].tolist(),
+                part["accuracy"].tolist(),
                 name=escape(str(site)),
-                line={"width": theme.LINE_WIDTH, "color": color},
-                marker={"size": theme.MARKER_SIZE - 3, "color": color},
-                hovertemplate="layer %{x}: %{y:.3f}",
-            )
+                color=color,
+                hover=HOVER,
+            ).update(error_y=_error(above, below))
         )
     first = table[table["site"] == sites[0]].sort_values("layer")
     for column, (name, dash) in BASELINES.items():
         if column in first and first[column].notna().any():
             traces.append(
-                go.Scatter(
-                    x=first["layer"].tolist(),
-                    y=first[column].tolist(),
-                    mode="lines",
+                line(
+                    first["layer"].tolist(),
+                    first[column].tolist(),
                     name=name,
-                    line={"width": theme.LINE_WIDTH, "color": theme.BASELINE, "dash": dash},
-                    hovertemplate="layer %{x}: %{y:.3f}",
+                    color=theme.BASELINE,
+                    hover=HOVER,
+                    dash=dash,
+                    marked=False,
                 )
             )
-    layout = {
-        "xaxis": {"title": {"text": "layer"}, "dtick": max(1, len(first) // 12)},
-        "yaxis": {"title": {"text": "accuracy (share of the test labels)"}},
-        "showlegend": True,
-        "margin": {"l": 70, "r": 150, "t": 48, "b": 50},
-        **theme.CURVES,
-    }
-    return theme.figure(traces, title=title, layout=layout)
+    return lines_figure(
+        traces,
+        x="layer",
+        y="accuracy (share of the test labels)",
+        title=title,
+        xaxis={"dtick": max(1, len(first) // 12)},
+    )
 
 
 def transfer_figure(frame: pd.DataFrame, *, title: str = "") -> go.Figure:
@@ -147,37 +146,24 @@ def amnesic_figure(
     for column, name in names.items():
         middle, low, high = (table[f"{column}{end}"] for end in ENDS)
         traces.append(
-            go.Scatter(
-                x=table["layer"].tolist(),
-                y=middle.tolist(),
-                error_y={
-                    "array": (high - middle).tolist(),
-                    "arrayminus": (middle - low).tolist(),
-                    "thickness": 1,
-                },
-                mode="lines+markers",
+            line(
+                table["layer"].tolist(),
+                middle.tolist(),
                 name=name,
-                line={
-                    "width": theme.LINE_WIDTH,
-                    "color": colors[column],
-                    "dash": "solid" if column == "effect" else "dash",
-                },
-                marker={"size": theme.MARKER_SIZE - 3, "color": colors[column]},
-                hovertemplate="layer %{x}: %{y:.3f}",
-            )
+                color=colors[column],
+                hover=HOVER,
+                dash="solid" if column == "effect" else "dash",
+            ).update(error_y=_error(high - middle, middle - low))
         )
-    layout = {
-        "xaxis": {
-            "title": {"text": "layer at which is erased"},
-            "dtick": max(1, len(table) // 12),
-        },
-        "yaxis": {
-            "title": {"text": f"change of {UNITS.get(metric, metric)}"},
-            "zeroline": True,
-            "zerolinecolor": theme.FAINT,
-        },
-        "showlegend": True,
-        "margin": {"l": 70, "r": 150, "t": 48, "b": 50},
-        **theme.CURVES,
-    }
-    return theme.figure(traces, title=title, layout=layout)
+    return lines_figure(
+        traces,
+        x="layer at which is erased",
+        y=f"change of {UNITS.get(metric, metric)}",
+        title=title,
+        xaxis={"dtick": max(1, len(table) // 12)},
+        yaxis={"zeroline": True, "zerolinecolor": theme.FAINT},
+    )
+
+
+def _error(above: Any, below: Any) -> dict[str, Any]:
+    return {"array": above.tolist(), "arrayminus": below.tolist(), "thickness": 1}

@@ -12,10 +12,12 @@ import plotly.graph_objects as go
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
 from bloomlab.plots.arrays import as_array, check_columns
+from bloomlab.plots.lines import line
 from bloomlab.plots.tokens import axis, escape, label_room
 
 RANDOM = "random"  # the ranking that is drawn as a band
 BAND = "rgba(122,122,133,0.25)"
+HOVER = "%{x} heads kept: %{y:.4g}"
 PANEL = 380  # px, width of a dataset's panel
 GAP = 70  # px between panels
 
@@ -154,26 +156,22 @@ def ranking_figure(
     )
     n = len(names)
     layout = theme.square_cells(n, n, side=theme.SIDE, room=label_room(names)) | {
-        "xaxis": axis(names, title=""),
-        "yaxis": axis(names, title="") | {"autorange": "reversed", "scaleanchor": "x"},
+        "xaxis": axis(names, title="ranking"),
+        "yaxis": axis(names, title="ranking") | {"autorange": "reversed", "scaleanchor": "x"},
     }
     return theme.figure([heatmap], title=title, layout=layout)
 
 
 def _line(curve: Any, name: str, color: str, own: dict[str, str], *, legend: bool) -> Any:
-    return go.Scatter(
-        x=curve["kept"].tolist(),
-        y=curve["value"].tolist(),
-        error_y={"array": curve["stderr"].tolist(), "thickness": 1, "width": 3},
-        mode="lines+markers",
+    drawn = line(
+        curve["kept"].tolist(),
+        curve["value"].tolist(),
         name=escape(name),
-        legendgroup=name,
-        showlegend=legend,
-        line={"width": theme.LINE_WIDTH, "color": color},
-        marker={"size": theme.MARKER_SIZE - 3, "color": color},
-        hovertemplate="%{x} heads kept: %{y:.4g}",
-        **own,
+        color=color,
+        hover=HOVER,
     )
+    error = {"array": curve["stderr"].tolist(), "thickness": 1, "width": 3}
+    return drawn.update(error_y=error, legendgroup=name, showlegend=legend, **own)
 
 
 def _band(random: Any, level: float, own: dict[str, str], *, legend: bool) -> list[Any]:
@@ -195,15 +193,13 @@ def _band(random: Any, level: float, own: dict[str, str], *, legend: bool) -> li
             **edges,
             **own,
         ),
-        go.Scatter(
-            x=kept,
-            y=by_kept.mean().tolist(),
-            mode="lines",
+        line(
+            kept,
+            by_kept.mean().tolist(),
             name="random, mean",
-            legendgroup=RANDOM,
-            showlegend=legend,
-            line={"width": theme.LINE_WIDTH, "color": theme.BASELINE, "dash": "dot"},
-            hovertemplate="%{x} heads kept: %{y:.4g}",
-            **own,
-        ),
+            color=theme.BASELINE,
+            hover=HOVER,
+            dash="dot",
+            marked=False,
+        ).update(legendgroup=RANDOM, showlegend=legend, **own),
     ]

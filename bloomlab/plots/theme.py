@@ -190,16 +190,16 @@ def stretched_cells(rows: int, columns: int, *, room: int) -> dict[str, Any]:
 
 def bars(rows: int, *, room: int) -> dict[str, Any]:
     """Layout of pairs of horizontal bars, their legend above them."""
-    margin = {"l": room + 20, "r": 40, "t": 74, "b": 50}
+    margin = {"l": room + 44, "r": 40, "t": 74, "b": 50}
     legend = {"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"}
     height = 2.5 * PITCH * rows + 124
-    return {"width": BARS + room + 60, "height": height, "margin": margin, "legend": legend}
+    return {"width": BARS + room + 84, "height": height, "margin": margin, "legend": legend}
 
 
 def signed_bars(rows: int, *, room: int) -> dict[str, Any]:
     """Layout of horizontal bars to both sides of 0."""
-    margin = {"l": room + 20, "r": 30, "t": 48, "b": 56}
-    return {"width": SIDE + room + 50, "height": 1.5 * PITCH * rows + 104, "margin": margin}
+    margin = {"l": room + 44, "r": 30, "t": 48, "b": 56}
+    return {"width": SIDE + room + 74, "height": 1.5 * PITCH * rows + 104, "margin": margin}
 
 
 def timeline(steps: int, *, room: int, panels: int = 1) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import plotly.graph_objects as go
 
 from bloomlab.errors import InputError
 from bloomlab.plots import theme
+from bloomlab.plots.lines import line, lines_figure
 from bloomlab.plots.tokens import escape
 
 
@@ -63,36 +64,23 @@ def training_figure(
     ]
     for name, value in (levels or {}).items():
         traces.append(
-            go.Scatter(
-                x=[x[0], x[-1]],
-                y=[value, value],
-                mode="lines",
+            line(
+                [x[0], x[-1]],
+                [value, value],
                 name=escape(name),
-                line={"width": theme.LINE_WIDTH, "color": theme.BASELINE, "dash": "dot"},
-                hovertemplate="%{y:.4g}",
+                color=theme.BASELINE,
+                hover="%{y:.4g}",
+                dash="dot",
+                marked=False,
             )
         )
-    layout = {
-        "xaxis": {"title": {"text": "training step"}},
-        "yaxis": {"title": {"text": escape(quantity)}},
-        "showlegend": True,
-        "margin": {"l": 70, "r": 150, "t": 48, "b": 50},
-        **theme.CURVES,
-    }
-    return theme.figure(traces, title=title, layout=layout)
+    return lines_figure(traces, x="training step", y=escape(quantity), title=title)
 
 
 def _line(steps: list[Any], values: Any, name: str, color: str | None) -> Any:
-    width, size = (theme.LINE_WIDTH, theme.MARKER_SIZE - 3) if color else (1, theme.DOT)
-    shade = color or theme.BASELINE
-    return go.Scatter(
-        x=steps,
-        y=values.tolist(),
-        mode="lines+markers",
-        name=escape(name),
-        showlegend=color is not None,
-        opacity=1.0 if color else 0.5,
-        line={"width": width, "color": shade},
-        marker={"size": size, "color": shade},
-        hovertemplate="step %{x}: %{y:.4g}",
-    )
+    shade, hover = color or theme.BASELINE, "step %{x}: %{y:.4g}"
+    drawn = line(steps, values.tolist(), name=escape(name), color=shade, hover=hover)
+    drawn.showlegend = color is not None
+    if color is None:
+        drawn.update(opacity=0.5, line_width=1, marker_size=theme.DOT)
+    return drawn

@@ -30,6 +30,7 @@ def test_the_largest_size_is_on_top_and_the_rest_is_summed():
     assert list(bars.text) == ["-2.000", "+1.000", "+0.625"]
     assert "&lt;b&gt;" in figure.layout.xaxis.title.text
     assert "logits" in figure.layout.xaxis.title.text
+    assert figure.layout.yaxis.title.text == "component"
     assert figure.layout.title.text == "why"
 
 

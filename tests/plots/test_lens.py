@@ -141,7 +141,13 @@ def test_frames_that_are_not_of_one_table_are_refused():
         lens_figure(frame().drop(columns="label"), tokens=TOKENS)
     with pytest.raises(InputError, match="top is missing"):
         lens_figure(PROBABILITY, tokens=TOKENS)
+    with pytest.raises(InputError, match="top is given beside a frame"):
+        lens_figure(frame(), TOP, tokens=TOKENS)
     with pytest.raises(InputError, match="several positions"):
         rank_figure(frame())
+    with pytest.raises(InputError, match="names is missing"):
+        rank_figure([[1, 0]])
+    with pytest.raises(InputError, match="names is given beside a frame"):
+        rank_figure(frame().query("pos == 1"), ["x"])
     with pytest.raises(ShapeError, match=r"expected \(1, 3\)"):
         rank_figure([[1, 0]], ["x"], layers=["a", "b", "c"])

@@ -27,6 +27,8 @@ def test_one_run_needs_no_legend():
     assert rows(figure) == [("b", 0.5), ("c", 0.2), ("a", 0.1)]
     assert not figure.layout.showlegend
     assert figure.layout.title.text == "next"
+    assert figure.layout.xaxis.title.text == "probability of the next token"
+    assert figure.layout.yaxis.title.text == "token"
 
 
 def test_tokens_that_look_the_same_keep_their_own_bars():

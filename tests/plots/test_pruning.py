@@ -72,7 +72,9 @@ def test_correlations_are_drawn_on_both_sides_of_the_diagonal():
     frame = pd.DataFrame(
         {"a": ["x", "x", "y"], "b": ["y", "<z>", "<z>"], "spearman": [0.5, -0.2, 0.1]}
     )
-    (heatmap,) = ranking_figure(frame).data
+    figure = ranking_figure(frame)
+    assert figure.layout.xaxis.title.text == figure.layout.yaxis.title.text == "ranking"
+    (heatmap,) = figure.data
     assert heatmap.z.tolist() == [[1, 0.5, -0.2], [0.5, 1, 0.1], [-0.2, 0.1, 1]]
     assert (heatmap.zmin, heatmap.zmax) == (-1, 1)
     assert list(heatmap.x) == ["x", "y", "&lt;z&gt;"]
