@@ -1,8 +1,10 @@
 """Products with a weight matrix, by the fastest kernel that computes the same sums."""
 
 import math
+import platform
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import psutil
 import torch
@@ -16,6 +18,9 @@ WORTHWHILE = 2**20
 # Where torch may use AVX-512, oneDNN's products take half the time of MKL's on processors that are
 # not Intel's; with AVX2, MKL's are the faster ones.
 ONEDNN_IS_FAST = torch.backends.cpu.get_cpu_capability() == "AVX512"
+# MKL reads a matrix for a single row as fast as memory gives it on Intel's processors only.
+_CPUS = Path("/proc/cpuinfo")
+MKL_IS_FAST = "GenuineIntel" in (_CPUS.read_text() if _CPUS.exists() else platform.processor())
 TWICE_ROOT = 2 * math.sqrt(2 / math.pi)
 PARTS = 16  # of a matrix that multiplies a single row
 OUTGROWN = 2**26  # bytes of weights that no processor's caches hold
@@ -106,8 +111,9 @@ def product(weight: Tensor, bias: Tensor | None, *, rows: int, pack: bool) -> Pr
     """A function that multiplies [rows d_in] by the weight, for use many times without gradients.
 
     On a CPU each format has a way that reads the weight about as fast as memory gives it: a copy
-    of it in the processor's own order (`pack`), a batch of its parts for one row in float32, and
-    torch's own kernel instead of oneDNN's for one row in bfloat16, if no cache holds the weights.
+    of it in the processor's own order (`pack`), a batch of its parts for one row in float32 (where
+    MKL is slow), and torch's own kernel instead of oneDNN's for one row in bfloat16, if no cache
+    holds the weights.
     """
     if weight.device.type == "cpu" and onednn() and weight.numel():
         if pack and rows == 1 and weight.dtype == torch.bfloat16:
@@ -116,7 +122,7 @@ def product(weight: Tensor, bias: Tensor | None, *, rows: int, pack: bool) -> Pr
             weight = torch.ops.mkldnn._reorder_linear_weight(weight, rows) if pack else weight
             return lambda x: torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         fits = weight.is_contiguous() and len(weight) % PARTS == 0
-        if weight.dtype == torch.float32 and fits:
+        if weight.dtype == torch.float32 and fits and not MKL_IS_FAST:
             parts = weight.view(PARTS, -1, weight.shape[1])
             offset = parts.new_zeros(()) if bias is None else bias.view(PARTS, -1, 1)
             return lambda x: torch.baddbmm(offset, parts, x.T.expand(PARTS, -1, 1)).view(1, -1)

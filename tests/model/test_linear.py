@@ -28,11 +28,13 @@ def drawn(rows, dtype=torch.float32, bias=True):
     return x, weight, b if bias else None, expected
 
 
+@pytest.mark.parametrize("intel", [False, True])
 @pytest.mark.parametrize("pack", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_are_products(dtype, rows, bias, pack):
+def test_products_are_products(dtype, rows, bias, pack, intel, monkeypatch):
+    monkeypatch.setattr(linear_module, "MKL_IS_FAST", intel)
     if pack and rows > 1 and dtype == torch.bfloat16 and not BFLOAT16:
         pytest.skip("oneDNN packs bfloat16 weights on processors with bfloat16 products only")
     x, weight, b, expected = drawn(rows, dtype, bias)
@@ -43,7 +45,8 @@ def test_products_are_products(dtype, rows, bias, pack):
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_a_weight_that_does_not_fit_its_fast_way_takes_the_plain_one(rows):
+def test_a_weight_that_does_not_fit_its_fast_way_takes_the_plain_one(rows, monkeypatch):
+    monkeypatch.setattr(linear_module, "MKL_IS_FAST", False)
     x, weight, _, _ = drawn(rows)
     odd, strided = weight[:7], weight.T.contiguous().T
     for one in (odd, strided):
