@@ -2,6 +2,7 @@
 
 A slot is a comment on a line of its own:
 `<!-- include: FILE -->` a Markdown file of the repository, its links turned to pages of the site;
+`<!-- rows: FILE NAME -->` the table of that file whose first column is called NAME;
 `<!-- notebooks -->` the list of notebooks; `<!-- commands -->` the command line's own help.
 """
 
@@ -22,7 +23,9 @@ from typer.models import OptionInfo
 
 LOG = logging.getLogger("mkdocs.hooks")
 ROOT = Path(__file__).parent.parent
-SLOT = re.compile(r"^<!-- (include|notebooks|commands)(?:: (\S+))? -->$", re.MULTILINE)
+SLOT = re.compile(
+    r"^<!-- (include|rows|notebooks|commands)(?:: (\S+))?(?: (\S+))? -->$", re.MULTILINE
+)
 LINK = re.compile(r"\[([^\]]+)\]\(([^)\s#]+)(#[^)\s]*)?\)")
 _UNSAID = (Signature.empty, None, False, "")  # defaults that a table need not show
 PAGES = {  # files of the repository that have a page of their own
@@ -67,6 +70,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     def filled(slot: re.Match[str]) -> str:
         kinds: dict[str, Callable[[], str]] = {
             "include": lambda: included(slot[2], source),
+            "rows": lambda: rows_of(slot[2], slot[3], source),
             "notebooks": lambda: notebook_list(files, source),
             "commands": lambda: "\n".join(command_lines()),
         }
@@ -106,6 +110,17 @@ def included(name: str, page: str) -> str:
         return f"[{text}]({posixpath.relpath(inside, posixpath.dirname(page) or '.')}{place})"
 
     return LINK.sub(link, file.read_text(encoding="utf-8"))
+
+
+def rows_of(name: str, first: str, page: str) -> str:
+    """The table of a file whose first column has this name, so that it is written once."""
+    found = re.search(
+        rf"^\| {re.escape(first)} \|.*\n(?:\|.*\n)+", included(name, page), re.MULTILINE
+    )
+    if found is None:
+        LOG.warning("%s: %s has no table that begins with %r.", page, name, first)
+        return ""
+    return found[0]
 
 
 def notebooks(folder: Path = ROOT / "notebooks") -> list[Notebook]:

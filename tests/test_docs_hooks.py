@@ -49,6 +49,17 @@ def test_a_missing_file_is_a_warning_that_ends_a_strict_build(hooks, caplog):
     assert "b.md includes B.md, which is not there" in caplog.text
 
 
+def test_a_table_is_written_once_and_shown_twice(hooks, tmp_path, caplog):
+    (tmp_path / "A.md").write_text(
+        "| law | |\n|---|---|\n| a | [b](docs/start.md) |\n\n| c | d |\n"
+    )
+    told = hooks.rows_of("A.md", "law", "deep/a.md")
+    assert told == "| law | |\n|---|---|\n| a | [b](../start.md) |\n"
+    assert not caplog.text
+    assert hooks.rows_of("A.md", "view", "a.md") == ""
+    assert "A.md has no table that begins with 'view'" in caplog.text
+
+
 def test_notebooks_are_links_where_their_pages_are(hooks, tmp_path):
     for name, cell in {"1_a": "# A\n\n**Question: why\nso?**\n\nText.", "2_b": "# B"}.items():
         cells = {"cells": [{"cell_type": "markdown", "source": [cell]}]}
