@@ -12,14 +12,14 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-BLOOMS = (  # all that bigscience published, and what is in the package
+BLOOMS = (  # what a misspelt name may mean: BLOOM and BLOOMZ as bigscience has them, and ours
     "demo",
     "demo-phases",
     *(
         f"bigscience/{kind}{size}"
         for kind, sizes in {
             "bloom": ("-560m", "-1b1", "-1b7", "-3b", "-7b1", ""),
-            "bloomz": ("-560m", "-1b1", "-1b7", "-3b", "-7b1", "", "-mt", "-p3", "-7b1-mt"),
+            "bloomz": ("-560m", "-1b1", "-1b7", "-3b", "-7b1", "", "-mt", "-p3", "-7b1-mt", "-7b1-p3"),
         }.items()
         for size in sizes
     ),
