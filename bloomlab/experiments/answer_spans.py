@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
+from tqdm.auto import tqdm
 
-from bloomlab.analysis.intervals import bootstrap_mean
+from bloomlab.analysis.probes import resampled_interval
 from bloomlab.errors import InputError
 from bloomlab.experiments.question_answering import Questions
 
@@ -66,7 +67,12 @@ def answer_examples(tokenizer: Any, questions: Questions) -> list[dict[str, Any]
 
 
 def score_answers(
-    model: Any, questions: Questions, *, longest: int = 16, level: float = 0.95
+    model: Any,
+    questions: Questions,
+    *,
+    longest: int = 16,
+    level: float = 0.95,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """How well a model marks answers; a row for "exact" and one for "overlap".
 
@@ -75,33 +81,43 @@ def score_answers(
     token. "overlap" is 2 |both| / (|marked| + |answer|) in characters, a mean over questions; it
     needs no rule of what a word is, other than SQuAD's F1.
 
-    Columns: score; n; value, with the ends low and high of its bootstrap interval over questions;
-    chance, what a span drawn evenly from the same ones would get.
+    Columns: score; n questions; value, with the ends low and high of its bootstrap interval over
+    paragraphs (questions about the same one are not independent); chance, what a span drawn evenly
+    from the same ones would get.
 
     Args:
         model: a BloomForQuestionAnswering with its tokenizer.
         questions: such as `tasks.question_answering("en")`.
         longest: tokens of the longest span.
         level: of the intervals.
+        progress: show a bar while it takes long.
 
     Raises:
-        InputError: longest below 1, or an answer without a token.
+        InputError: longest below 1, a level that is no share, or an answer without a token.
     """
     found, chance = [], []
-    for one, first, last, best in _marked(model, questions, longest):
+    for one, first, last, best in _marked(model, questions, longest, progress):
         scores = _scores(one, first, last)
         found.append(scores[:, best])
         chance.append(scores.mean(1))
-    values, even = torch.tensor(np.stack(found, 1)), np.stack(chance, 1).mean(1)
-    low, high = bootstrap_mean(values, level)
-    ends = zip(values.mean(1).tolist(), low.tolist(), high.tolist(), even.tolist(), strict=True)
-    rows = [(name, len(questions), *some) for name, some in zip(SCORES, ends, strict=True)]
+    even = np.stack(chance, 1).mean(1).tolist()
+    paragraph = np.unique(questions.paragraphs, return_inverse=True)[1]
+    rows = []
+    for name, values, by_chance in zip(SCORES, np.stack(found, 1), even, strict=True):
+        sums = torch.zeros(int(paragraph.max()) + 1, 2, dtype=torch.float64)
+        pairs = np.stack([values, np.ones_like(values)], 1)
+        sums.index_add_(0, torch.as_tensor(paragraph), torch.as_tensor(pairs))
+        ends = resampled_interval(sums, lambda some: some[:, 0] / some[:, 1], level)
+        rows.append((name, len(questions), float(values.mean()), *ends, by_chance))
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def marked_answers(model: Any, questions: Questions, *, longest: int = 16) -> list[str]:
+def marked_answers(
+    model: Any, questions: Questions, *, longest: int = 16, progress: bool = True
+) -> list[str]:
     """What a model marks as the answer to each question; see `score_answers` for all else."""
-    texts = zip(questions.contexts, _marked(model, questions, longest), strict=True)
+    marked = _marked(model, questions, longest, progress)
+    texts = zip(questions.contexts, marked, strict=True)
     return [
         text[one.starts[first[best]] : one.stops[last[best]]]
         for text, (one, first, last, best) in texts
@@ -110,13 +126,14 @@ def marked_answers(model: Any, questions: Questions, *, longest: int = 16) -> li
 
 @torch.no_grad()
 def _marked(
-    model: Any, questions: Questions, longest: int
+    model: Any, questions: Questions, longest: int, progress: bool
 ) -> Iterator[tuple[_Encoded, Int[np.ndarray, " span"], Int[np.ndarray, " span"], int]]:
     """Each question, its spans' first and last tokens in the text, and the likeliest's number."""
     if longest < 1:
         raise InputError(f"longest is {longest}, expected 1 token or more.")
     encoded = list(_encoded(model.tokenizer, questions))
-    for number in range(0, len(encoded), ROWS):
+    starts = range(0, len(encoded), ROWS)
+    for number in tqdm(starts, unit="batch", delay=2, disable=not progress):
         part = encoded[number : number + ROWS]
         width = max(len(one.ids) for one in part)
         pad = model.config.pad_token_id or 0  # not attended to, so any

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from bloomlab.analysis.intervals import bootstrap_mean
 from bloomlab.errors import InputError, UnknownNameError
@@ -90,7 +91,9 @@ def causal_choices(language: str = "id", source: Source = None) -> Choices:
     return Choices(prefixes=prefixes, options=options, right=right)
 
 
-def score_choices(model: Any, choices: Choices, *, level: float = 0.95) -> pd.DataFrame:
+def score_choices(
+    model: Any, choices: Choices, *, level: float = 0.95, progress: bool = True
+) -> pd.DataFrame:
     """How often the right option is the likeliest one after its text; two rows.
 
     Columns: rule, "sum" (log-probability of the whole option) or "mean" (per token of the option,
@@ -104,15 +107,15 @@ def score_choices(model: Any, choices: Choices, *, level: float = 0.95) -> pd.Da
         model: a BLOOM with a language-model head and its tokenizer.
         choices: texts and options.
         level: of the interval.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: an empty text or option.
         TokenizerError: no tokenizer.
     """
     right: dict[str, list[bool]] = {"sum": [], "mean": []}
-    for prefix, options, answer in zip(
-        choices.prefixes, choices.options, choices.right, strict=True
-    ):
+    items = list(zip(choices.prefixes, choices.options, choices.right, strict=True))
+    for prefix, options, answer in tqdm(items, unit="text", delay=2, disable=not progress):
         scores = model.score_continuations(prefix, list(options))
         for rule, values in (("sum", scores.sums), ("mean", scores.means)):
             others = torch.cat([values[:answer], values[answer + 1 :]])

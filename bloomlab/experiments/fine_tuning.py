@@ -16,6 +16,8 @@ from bloomlab.experiments.probe_labels import NO_LABEL, label_examples
 from bloomlab.experiments.treebanks import Words
 
 PIECES = ("first", "last")
+TASK_HEADS = ("score.", "classifier.", "qa_outputs.")
+UNEMBEDDING = "unembed."
 
 
 def with_task_head(
@@ -23,8 +25,10 @@ def with_task_head(
 ) -> Any:
     """A task model with a copy of a model's weights below a new head, evaluating.
 
-    The same as saving the model and `kind.from_pretrained(folder, id2label=...)`, without files.
-    Everything but the head is the model's; the head is drawn from N(0, initializer_range).
+    The same as saving a model without this head and `kind.from_pretrained(folder, id2label=...)`,
+    but without files. Edited ALiBi slopes come along too. A task head is always new, drawn from
+    N(0, initializer_range), even where the model has one of the same class; an unembedding is
+    the model's, or new where it has none.
 
     Args:
         model: a BLOOM of any class, whole or pruned.
@@ -33,7 +37,8 @@ def with_task_head(
         seed: of the new head.
 
     Raises:
-        InputError: labels that are not all different, or none in a list.
+        InputError: labels that are not all different, or none in a list; a model whose weights
+            are not those that its config tells of.
     """
     config = copy.deepcopy(model.config)
     if labels is not None:
@@ -46,17 +51,47 @@ def with_task_head(
         torch.manual_seed(seed)
         task = kind(config)
     task = task.to(device=model.device, dtype=model.dtype)
-    ours = task.state_dict()
-    shared = {name: value for name, value in model.state_dict().items() if name in ours}
-    task.load_state_dict(shared, strict=False)
+    task.load_state_dict(_body(model, task), strict=False)
+    for new, old in zip(task.blocks, model.blocks, strict=True):
+        new.attn.slopes = old.attn.slopes.detach().clone()
     task.tokenizer = model.tokenizer
     return task.eval()
 
 
+def _body(model: Any, task: Any) -> dict[str, torch.Tensor]:
+    """The model's weights that a task model has too, without task heads.
+
+    Raises:
+        InputError: one of another shape than the config says, or none.
+    """
+    theirs, found = model.state_dict(), {}
+    for name, value in task.state_dict().items():
+        if name.startswith(TASK_HEADS) or (name.startswith(UNEMBEDDING) and name not in theirs):
+            continue
+        if name not in theirs:
+            raise InputError(
+                f"the model lacks the weight {name}, which its config tells of. Was the config "
+                "edited?"
+            )
+        if theirs[name].shape != value.shape:
+            raise InputError(
+                f"{name} is {tuple(theirs[name].shape)}, expected {tuple(value.shape)}, as the "
+                "model's config says. Was the config edited?"
+            )
+        found[name] = theirs[name]
+    return found
+
+
 def text_examples(
-    tokenizer: Any, texts: Sequence[str], labels: Sequence[str], classes: Sequence[str]
+    tokenizer: Any, texts: Sequence[str], *, labels: Sequence[str], classes: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Texts for sequence classification: input_ids, attention_mask, labels (a number).
+
+    Args:
+        tokenizer: the model's.
+        texts: of any lengths.
+        labels: the class of each text.
+        classes: names of all, in the order of their numbers.
 
     Raises:
         InputError: another number of labels than of texts.

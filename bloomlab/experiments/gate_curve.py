@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from bloomlab.errors import InputError
 from bloomlab.experiments.dataset import dataset
@@ -30,6 +31,7 @@ def gate_curve(
     metric: Any = "cross_entropy",
     positions: Any = None,
     answers: Any = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """The metric with one head's output scaled by a gate; 1 is the intact model, 0 ablation.
 
@@ -45,6 +47,7 @@ def gate_curve(
         metric: a differentiable one, see `head_importance`.
         positions: columns whose logits the metric sees.
         answers: token ids, for metrics that use them.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: heads that are not there, several in a set; no gates.
@@ -56,7 +59,9 @@ def gate_curve(
     if not len(gates):
         raise InputError("gates is empty: no factor to scale by.")
     options = {"positions": positions, "answers": answers}
-    first_order = head_importance(model, data, "signed", metric=metric, **options)
+    first_order = head_importance(
+        model, data, "signed", metric=metric, progress=progress, **options
+    )
     measured = Metric(metric, **options)
 
     def value(head: tuple[int, int], gate: float) -> float:
@@ -65,17 +70,18 @@ def gate_curve(
         sweep = Sweep(model, measured, head_mask=mask.to(model.device, model.dtype))
         return sweep.run(data, [], Zero(), progress=False)[1].mean().item()
 
-    rows = []
-    for (head,) in sets:
-        intact, fall = value(head, 1.0), first_order.sign * first_order.matrix[head].item()
-        rows += [
+    shares, rows = [float(gate) for gate in gates], []
+    intact = value(sets[0][0], 1.0)
+    runs = [(head, gate) for (head,) in sets for gate in shares]
+    for head, gate in tqdm(runs, unit="run", delay=2, disable=not progress):
+        fall = first_order.sign * first_order.matrix[head].item()
+        rows.append(
             {
                 "layer": head[0],
                 "head": head[1],
-                "gate": float(gate),
-                "value": intact if gate == 1 else value(head, float(gate)),
-                "tangent": intact + (1 - float(gate)) * fall,
+                "gate": gate,
+                "value": intact if gate == 1 else value(head, gate),
+                "tangent": intact + (1 - gate) * fall,
             }
-            for gate in gates
-        ]
+        )
     return pd.DataFrame(rows)

@@ -8,6 +8,7 @@ import pandas as pd
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from bloomlab.analysis.intervals import bootstrap_mean
 from bloomlab.errors import InputError, UnknownNameError
@@ -79,6 +80,7 @@ def score_pairs(
     start: int | None = None,
     batch_size: int = 32,
     level: float = 0.95,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """How often the good sentence is the likelier one; one row a paradigm, in the pairs' order.
 
@@ -92,13 +94,16 @@ def score_pairs(
         start: as in `sentence_log_probs`.
         batch_size: sentences in a forward.
         level: of the interval.
+        progress: show a bar while it takes long.
 
     Raises:
         InputError: a sentence without a token, or a start outside the vocabulary.
         TokenizerError: no tokenizer.
     """
     both = [*pairs.good, *pairs.bad]
-    good, bad = sentence_log_probs(model, both, start=start, batch_size=batch_size).chunk(2)
+    good, bad = sentence_log_probs(
+        model, both, start=start, batch_size=batch_size, progress=progress
+    ).chunk(2)
     rows = []
     for name in dict.fromkeys(pairs.paradigms):
         margin = (good - bad)[torch.tensor([one == name for one in pairs.paradigms])]
@@ -109,7 +114,12 @@ def score_pairs(
 
 
 def sentence_log_probs(
-    model: Any, texts: Sequence[str], *, start: int | None = None, batch_size: int = 32
+    model: Any,
+    texts: Sequence[str],
+    *,
+    start: int | None = None,
+    batch_size: int = 32,
+    progress: bool = True,
 ) -> Float[Tensor, " text"]:
     """Log-probability of each whole text, in nats, float64, on the CPU.
 
@@ -122,17 +132,24 @@ def sentence_log_probs(
         texts: of any lengths.
         start: id of the token before each text; None: `<s>`, `model.config.bos_token_id`.
         batch_size: texts in a forward; those of like length go together.
+        progress: show a bar while it takes long.
 
     Raises:
-        InputError: no text, one without a token, or a start outside the vocabulary.
+        InputError: no text, one without a token, a start outside the vocabulary, or a batch
+            size below 1.
         TokenizerError: no tokenizer.
     """
     before = model.config.bos_token_id if start is None else start
     ids = [model.to_tokens(text, prepend_bos=False)[0] for text in texts]
     order = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-    scores = model.score_continuations(
-        torch.tensor([before]), [ids[number] for number in order], batch_size=batch_size
-    )
+    size = batch_size if isinstance(batch_size, int) and batch_size > 0 else 1
+    groups = [order[first : first + size] for first in range(0, len(order), size)] or [[]]
     found = torch.empty(len(ids), dtype=torch.float64)
-    found[torch.tensor(order)] = scores.log_probs.double().sum(-1).cpu()
+    with tqdm(total=len(ids), unit="text", delay=2, disable=not progress) as bar:
+        for some in groups:
+            scores = model.score_continuations(
+                torch.tensor([before]), [ids[number] for number in some], batch_size=batch_size
+            )
+            found[torch.tensor(some)] = scores.log_probs.double().sum(-1).cpu()
+            bar.update(len(some))
     return found

@@ -53,18 +53,18 @@ def transfer_probes(
             probes' (token, span or text); a head that the model lacks.
         ShapeError: a model of another width.
     """
-    named = {"": probes}
-    found = _transferred(
-        named,
+    found = transfer_each(
+        {"": probes},
         model,
         texts,
         labels,
-        spans,
-        attention_mask,
+        spans=spans,
+        attention_mask=attention_mask,
         level=level,
         draws=draws,
         seed=seed,
         rows=rows,
+        progress=progress,
     )
     return found.drop(columns="fitted")
 
@@ -81,6 +81,7 @@ def transfer_each(
     draws: int = 1000,
     seed: int = 0,
     rows: int | None = None,
+    progress: bool = True,
 ) -> pd.DataFrame:
     """`transfer_probes` of several probes, such as one a language; the texts are run once.
 
@@ -95,6 +96,7 @@ def transfer_each(
         draws: of the bootstrap.
         seed: of the bootstrap.
         rows: texts in a forward.
+        progress: show a bar while it takes long.
 
     Returns:
         The rows of `transfer_probes` for each, with its name in the first column, `fitted`.
@@ -106,33 +108,6 @@ def transfer_each(
     if not probes or len({one.pool for one in probes.values()}) > 1:
         pools = sorted({one.pool for one in probes.values()})
         raise InputError(f"the probes pool by {pools}, expected some, all in the same way.")
-    return _transferred(
-        probes,
-        model,
-        texts,
-        labels,
-        spans,
-        attention_mask,
-        level=level,
-        draws=draws,
-        seed=seed,
-        rows=rows,
-    )
-
-
-def _transferred(
-    probes: Mapping[str, Probes],
-    model: Any,
-    texts: Any,
-    labels: Any,
-    spans: Any,
-    attention_mask: Any,
-    *,
-    level: float,
-    draws: int,
-    seed: int,
-    rows: int | None,
-) -> pd.DataFrame:
     given = label_examples(
         model, texts, labels, spans=spans, attention_mask=attention_mask, fitting=False
     )
@@ -144,7 +119,15 @@ def _transferred(
             )
     names = dict.fromkeys(point.name for one in probes.values() for point in one.points)
     pool = next(iter(probes.values())).pool
-    seen = collect(model, given.data, list(names), spans=given.spans, pool=pool, rows=rows)
+    seen = collect(
+        model,
+        given.data,
+        list(names),
+        spans=given.spans,
+        pool=pool,
+        rows=rows,
+        progress=progress,
+    )
     text = torch.unique(given.spans.text, return_inverse=True)[1]
     common = float(torch.bincount(given.labels).max() / len(given.labels))
     found: list[dict[str, Any]] = []

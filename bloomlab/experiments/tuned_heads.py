@@ -6,10 +6,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from bloomlab.errors import InputError
-from bloomlab.experiments.probe_labels import NO_LABEL
+from bloomlab.experiments.head_ablation import Ablation
+from bloomlab.experiments.heads import head_sets
+from bloomlab.experiments.replacements import Zero
+from bloomlab.experiments.task_losses import TaskLoss, TaskSweep
 
 WEIGHTS = ("W_Q", "W_K", "W_V", "W_O")
 
@@ -43,63 +45,58 @@ def head_changes(before: Any, after: Any) -> Float[Tensor, "layer head"]:
     return found
 
 
-@torch.no_grad()
 def ablate_task_heads(
     model: Any,
     examples: Sequence[dict[str, Any]],
     collate: Callable[[list[dict[str, Any]]], Any],
     *,
-    rows: int = 32,
-) -> Float[Tensor, "layer head"]:
+    rows: int | None = None,
+    progress: bool = True,
+) -> Ablation:
     """What silencing each head alone adds to the loss of a task model, in nats per label.
 
-    A positive number: the task is done worse without the head. The model is left as it was.
+    A positive effect: the task is done worse without the head. It is that of every example alone,
+    whatever it is padded with: a mean over its labels, then over examples. The model is left as
+    it was.
 
     Args:
-        model: a BLOOM with a head for any task, and what it was trained on or, better, was not.
-        examples: as `text_examples`, `word_examples` or `answer_examples` give them.
-        collate: makes a padded batch of some, such as transformers' DataCollatorWithPadding.
-        rows: examples in a forward.
+        model: a BLOOM with a head for any task, whole; no hooks attached.
+        examples: as `text_examples`, `word_examples` or `answer_examples` give them; better ones
+            that were not trained on, each with a label.
+        collate: makes a padded batch of some, such as transformers' DataCollatorWithPadding; on the
+            right for answers.
+        rows: rows in a forward; None: by free memory.
+        progress: show a bar while it takes long.
+
+    Returns:
+        An `Ablation`: `matrix` [layer head]; `frame` with layer, head, effect, stderr.
 
     Raises:
-        InputError: no examples, or a batch without a label.
+        InputError: no examples, or one without a label or with labels that are no classes; answers
+            padded on the left; a model without a task head, or with hooks.
+        UnsupportedError: heads were pruned; says what to do.
     """
     if not examples:
         raise InputError("there are no examples. Give at least one.")
     training = model.training
-    batches = [
-        {name: value.to(model.device) for name, value in collate(list(some)).items()}
-        for some in (examples[i : i + rows] for i in range(0, len(examples), rows))
-    ]
-    sizes = [_labels(batch) for batch in batches]
-    n_layer, n_head = model.config.n_layer, model.config.n_head
-
-    def loss(mask: Tensor) -> float:
-        losses = [float(model(**batch, head_mask=mask).loss) for batch in batches]
-        return sum(map(float.__mul__, losses, map(float, sizes))) / sum(sizes)
-
+    loss = TaskLoss(model, collate(list(examples)))
+    sweep, sets = TaskSweep(model, loss), head_sets(model, None)
     model.eval()
     try:
-        clean = loss(torch.ones(n_layer, n_head, device=model.device))
-        found = torch.zeros(n_layer, n_head, dtype=torch.float64)
-        for place in tqdm(range(n_layer * n_head), desc="heads", delay=2):
-            mask = torch.ones(n_layer, n_head, device=model.device)
-            mask.view(-1)[place] = 0
-            found.view(-1)[place] = loss(mask) - clean
+        effects, clean = sweep.run(loss.data, sets, Zero(), rows=rows, progress=progress)
     finally:
         model.train(training)
-    return found
+    return Ablation(
+        sets=sets,
+        effects=effects,
+        clean=clean,
+        metric=loss.name,
+        kind="zero",
+        evaluations=sweep.evaluations,
+        shape=(model.config.n_layer, model.config.n_head),
+    )
 
 
 def _squares(weights: Tensor) -> Float[Tensor, " head"]:
     """Sum over everything but the head."""
     return weights.detach().double().cpu().square().flatten(1).sum(1)
-
-
-def _labels(batch: dict[str, Tensor]) -> int:
-    """How many labels the loss of a batch is a mean of."""
-    labels = batch["labels"] if "labels" in batch else batch["start_positions"]
-    n = int((labels != NO_LABEL).sum())
-    if not n:
-        raise InputError("a batch has no label: every one is -100.")
-    return n

@@ -1,5 +1,6 @@
 """Answers as spans: columns counted by hand, scores against brute force, a model that knows all."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -86,6 +87,23 @@ def test_chance_and_overlap_are_those_counted_by_hand(demo):
     assert len(spans) == 9
     assert found.chance["exact"] == pytest.approx(1 / 9)
     assert found.chance["overlap"] == pytest.approx(sum(overlap) / 9)
+
+
+def test_questions_about_one_paragraph_are_drawn_together(demo):
+    one = ("Who?", "a b c d", "b")
+    begin = len(demo.tokenizer("Who?\na b c d")["input_ids"]) - 4
+    right, wrong = (begin + 1, begin + 1), (begin + 3, begin + 3)
+    questions = made(*[one] * 8)
+
+    def scores(*paragraphs):
+        oracle = Oracle(demo.tokenizer, [right] * 4 + [wrong] * 4)
+        return score_answers(oracle, replace(questions, paragraphs=paragraphs), longest=1)
+
+    single, apart = scores(*[0] * 8), scores(*range(8))
+    assert (single.low == single.high).all()
+    two = scores(*[0] * 4, *[1] * 4)
+    assert (two.low[0], two.high[0]) == (0, 1)  # both of a kind in half of the draws
+    assert 0 < apart.low[0] < 0.5 < apart.high[0] < 1
 
 
 def test_a_model_scores_the_same_alone_and_in_a_batch(demo):

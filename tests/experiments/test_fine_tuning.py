@@ -1,5 +1,6 @@
 """Fine-tuning's start: task models equal those of from_pretrained, labels lie on their tokens."""
 
+import copy
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ import bloomlab as bl
 from bloomlab.errors import InputError, UnknownNameError
 from bloomlab.experiments import label_scores, text_examples, with_task_head, word_examples
 from bloomlab.experiments.tasks import language_identification, part_of_speech
-from tests.tiny import notices
+from tests.tiny import notices, pair, tokens
 
 KINDS = {
     bl.BloomForSequenceClassification: "score",
@@ -58,14 +59,59 @@ def test_a_pruned_model_keeps_its_heads_and_slopes(demo):
     assert ours.blocks[0].attn.heads == small.blocks[0].attn.heads
 
 
+def test_edited_slopes_come_along_as_they_do_through_files(demo, tmp_path):
+    edited = copy.deepcopy(demo)
+    edited.blocks[1].attn.slopes[0] = 9.0
+    ours = with_task_head(edited, bl.BloomForTokenClassification, ["a", "b"])
+    edited.save_pretrained(tmp_path)
+    with notices("classifier"):
+        stored = bl.BloomForTokenClassification.from_pretrained(tmp_path)
+    text = "The silver parrot met a green turtle."
+    states = [m(text, output_hidden_states=True).hidden_states[-1] for m in (ours, stored)]
+    assert torch.equal(*states)
+    assert ours.blocks[1].attn.slopes[0] == 9
+    ours.blocks[1].attn.slopes[0] = 1.0
+    assert edited.blocks[1].attn.slopes[0] == 9  # a copy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_head_is_new_even_where_the_model_has_one(demo, kind):
+    first = with_task_head(demo, kind)
+    second = with_task_head(first, kind, seed=5)
+    heads = [getattr(one, KINDS[kind]).weight for one in (first, second)]
+    assert not torch.equal(*heads)
+    assert torch.equal(heads[1], getattr(with_task_head(demo, kind, seed=5), KINDS[kind]).weight)
+    if kind is not bl.BloomForQuestionAnswering:
+        assert len(getattr(with_task_head(first, kind, list("abcde")), KINDS[kind]).weight) == 5
+    assert torch.equal(first.W_E, second.W_E)
+
+
+def test_an_unembedding_of_its_own_comes_along():
+    model = pair(tie_word_embeddings=False)[1]
+    task = with_task_head(model, bl.BloomForCausalLM)
+    ids = tokens(1, 5)
+    assert torch.equal(task(ids).logits, model(ids).logits)
+
+
+def test_a_model_of_other_sizes_than_its_config_says_is_refused(demo):
+    odd = copy.deepcopy(demo)
+    odd.config.vocab_size += 8
+    with pytest.raises(InputError, match=r"embed.weight is \(.*config"):
+        with_task_head(odd, bl.BloomForTokenClassification, ["a", "b"])
+    odd = copy.deepcopy(demo)
+    odd.config.n_layer += 1
+    with pytest.raises(InputError, match=r"lacks .*blocks.6.*config"):
+        with_task_head(odd, bl.BloomForTokenClassification, ["a", "b"])
+
+
 def test_labels_that_are_none_are_refused(demo):
     for labels in ([], ["a", "a"]):
         with pytest.raises(InputError, match="expected different names"):
             with_task_head(demo, bl.BloomForTokenClassification, labels)
     with pytest.raises(InputError, match="2 texts and 1 labels"):
-        text_examples(demo.tokenizer, ["a", "b"], ["x"], ["x"])
+        text_examples(demo.tokenizer, ["a", "b"], labels=["x"], classes=["x"])
     with pytest.raises(UnknownNameError, match="label 'y'"):
-        text_examples(demo.tokenizer, ["a", "b"], ["x", "y"], ["x"])
+        text_examples(demo.tokenizer, ["a", "b"], labels=["x", "y"], classes=["x"])
     words = part_of_speech("en")
     with pytest.raises(UnknownNameError, match="piece of a word 'lat'"):
         word_examples(demo, words, ["NOUN"], piece="lat")
@@ -126,7 +172,7 @@ def trained(model, examples, collate, folder, **settings):
 
 def test_languages_are_learned_under_trainer(demo, tmp_path):
     texts = language_identification(["en", "zh"])
-    examples = text_examples(demo.tokenizer, texts.texts, texts.labels, ["en", "zh"])
+    examples = text_examples(demo.tokenizer, texts.texts, labels=texts.labels, classes=["en", "zh"])
     model = with_task_head(demo, bl.BloomForSequenceClassification, ["en", "zh"])
     trainer = trained(
         model, examples[:20] + examples[50:70], DataCollatorWithPadding(demo.tokenizer), tmp_path,

@@ -1,8 +1,14 @@
 """What training did to heads: weight changes by hand, ablations against a loop over items."""
 
+import copy
+
 import pytest
 import torch
-from transformers import DataCollatorForTokenClassification, DataCollatorWithPadding
+from transformers import (
+    DataCollatorForLanguageModeling,
+    DataCollatorForTokenClassification,
+    DataCollatorWithPadding,
+)
 
 import bloomlab as bl
 from bloomlab.errors import InputError
@@ -20,9 +26,6 @@ from bloomlab.experiments.tasks import part_of_speech, question_answering
 def test_changes_are_those_written_by_hand(demo):
     tuned = with_task_head(demo, bl.BloomForTokenClassification, ["a", "b"])
     assert not head_changes(demo, tuned).any()
-    before = [
-        getattr(demo.blocks[2].attn, name)[3].double() for name in ("W_Q", "W_K", "W_V", "W_O")
-    ]
     with torch.no_grad():
         for name in ("W_Q", "W_K", "W_V", "W_O"):
             getattr(tuned.blocks[2].attn, name)[3] *= 1.5
@@ -35,7 +38,6 @@ def test_changes_are_those_written_by_hand(demo):
     whole = sum(part.square().sum() for part in parts).sqrt()
     assert found[1, 0].item() == pytest.approx((2.0 / whole).item(), rel=1e-5)
     assert int((found > 0).sum()) == 2
-    assert all(bool(one.any()) for one in before)
 
 
 def test_pruned_heads_have_no_change_and_other_shapes_are_refused(demo):
@@ -55,7 +57,7 @@ def cases(demo):
     return {
         "score": (
             with_task_head(demo, bl.BloomForSequenceClassification, ["x", "y"]),
-            text_examples(tokenizer, words.texts[:3], ["x", "y", "x"], ["x", "y"]),
+            text_examples(tokenizer, words.texts[:3], labels=["x", "y", "x"], classes=["x", "y"]),
             DataCollatorWithPadding(tokenizer),
         ),
         "classifier": (
@@ -65,43 +67,80 @@ def cases(demo):
         ),
         "qa": (
             with_task_head(demo, bl.BloomForQuestionAnswering),
-            answer_examples(tokenizer, question_answering("en", sentences=True))[:2],
+            answer_examples(right, question_answering("en", sentences=True))[:4],
             DataCollatorWithPadding(right),
+        ),
+        "unembed": (
+            copy.deepcopy(demo),
+            [{"input_ids": demo.tokenizer(text)["input_ids"]} for text in words.texts[:3]],
+            DataCollatorForLanguageModeling(tokenizer, mlm=False),
         ),
     }
 
 
-@pytest.mark.parametrize("name", ["score", "classifier", "qa"])
+KINDS = ["score", "classifier", "qa", "unembed"]
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_each_head_is_silenced_as_by_hand(demo, name):
     model, examples, collate = cases(demo)[name]
     found = ablate_task_heads(model, examples, collate, rows=1)
 
-    def loss(heads):
+    def losses(heads):
         mask = torch.ones(6, 8)
         for head in heads:
             mask[head] = 0
-        total, n = 0.0, 0
-        for example in examples:
-            batch = collate([example])
-            labels = batch.get("labels", batch.get("start_positions"))
-            count = int((labels != -100).sum())
-            total += model(**batch, head_mask=mask).loss.item() * count
-            n += count
-        return total / n
+        batches = [collate([example]) for example in examples]
+        return torch.tensor([model(**batch, head_mask=mask).loss.item() for batch in batches])
 
+    clean = losses([])
+    assert torch.allclose(found.clean, clean, atol=1e-5)
     for head in [(0, 0), (1, 0), (5, 7)]:
-        assert found[head].item() == pytest.approx(loss([head]) - loss([]), abs=1e-6)
-    assert found.shape == (6, 8)
-    if name != "qa":  # where padding has logits too
-        together = ablate_task_heads(model.train(), examples, collate)
-        assert torch.allclose(found, together, atol=1e-5)
+        effects = losses([head]) - clean
+        assert found.matrix[head].item() == pytest.approx(effects.mean().item(), abs=5e-6)
+        (stderr,) = found.frame.query("layer == @head[0] and head == @head[1]").stderr
+        expected = effects.std().item() / len(examples) ** 0.5
+        assert stderr == pytest.approx(expected, abs=5e-6)
+    assert found.matrix.shape == (6, 8)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_padding_counts_for_nothing(demo, name):
+    model, examples, collate = cases(demo)[name]
+    assert len({len(one["input_ids"]) for one in examples}) > 1
+    alone = ablate_task_heads(model, examples, collate, rows=1)
+    for rows in (None, 3):
+        together = ablate_task_heads(model.train(), examples, collate, rows=rows)
         assert model.training
+        assert torch.allclose(alone.effects, together.effects, atol=1e-5)
+    single = ablate_task_heads(model.eval(), examples[:1], collate)
+    assert torch.allclose(alone.effects[:, :1], single.effects, atol=1e-5)
+    assert not model.training
 
 
 def test_nothing_to_measure_is_refused(demo):
     model, examples, collate = cases(demo)["classifier"]
     with pytest.raises(InputError, match="no examples"):
         ablate_task_heads(model, [], collate)
-    empty = [{**examples[0], "labels": [-100] * len(examples[0]["labels"])}]
-    with pytest.raises(InputError, match="no label"):
+    empty = [examples[0], {**examples[0], "labels": [-100] * len(examples[0]["labels"])}]
+    with pytest.raises(InputError, match="example 1 has no label"):
         ablate_task_heads(model, empty, collate)
+    far = [{**examples[0], "labels": [3] * len(examples[0]["labels"])}]
+    with pytest.raises(InputError, match="labels run to 3, expected 0 to 2"):
+        ablate_task_heads(model, far, collate)
+
+
+def test_other_tasks_are_refused(demo):
+    model, examples, collate = cases(demo)["qa"]
+    left = DataCollatorWithPadding(demo.tokenizer)
+    assert demo.tokenizer.padding_side == "left"
+    with pytest.raises(InputError, match="padded on the left"):
+        ablate_task_heads(model, examples, left)
+    far = [{**examples[0], "end_positions": 999}]
+    with pytest.raises(InputError, match="example 0 .*outside its tokens"):
+        ablate_task_heads(model, far, collate)
+    model, examples, collate = cases(demo)["score"]
+    with pytest.raises(InputError, match="numbers of classes"):
+        ablate_task_heads(model, [{**one, "labels": 0.5} for one in examples], collate)
+    with pytest.raises(InputError, match="BloomModel has no task"):
+        ablate_task_heads(bl.BloomModel(demo.config), examples, collate)
