@@ -1,7 +1,9 @@
 """The reference has every public name once; the table of hook points is the model's."""
 
+import ast
 import importlib
 import inspect
+import json
 import re
 from pathlib import Path
 
@@ -14,8 +16,18 @@ from tests.points import SIZES
 from tests.tiny import pair, tokens
 
 DOCS = Path(bloomlab.__file__).parent.parent / "docs"
-MODULES = ("", "analysis", "experiments", "experiments.tasks", "interventions", "plots")
+MODULES = ("", "analysis", "demo", "experiments", "experiments.tasks", "interventions", "plots")
 MODULES += ("session", "widgets")
+SINGLE = {  # names meant for users, of modules that are not
+    "bench.memory": ("held", "peak_extra"),
+    "demo.measures": ("Copying", "copying"),
+    "demo.planted": ("PlantedCircuit", "induction_circuit"),
+    "machine": ("free_ram",),
+    "model.alibi": ("absolute_alibi", "alibi_slopes", "relative_alibi"),
+    "printable": ("printable_tokens",),
+    "sizes": ("Need", "Sizes", "need", "readable", "sizes_of"),
+}
+INTERNAL = {"bloomlab.model.linear.gelu"}  # in a notebook that takes an MLP apart
 ENTRY = re.compile(r"^::: (bloomlab[\w.]*)$", re.MULTILINE)
 
 
@@ -43,6 +55,10 @@ def public():
         home = f"bloomlab.{module}".rstrip(".")
         for name in importlib.import_module(home).__all__:
             found.setdefault(id(target(f"{home}.{name}")), []).append(f"{home}.{name}")
+    for module, names in SINGLE.items():
+        for name in names:
+            full = f"bloomlab.{module}.{name}"
+            found.setdefault(id(target(full)), []).append(full)
     for name, value in vars(errors).items():
         if inspect.isclass(value) and value.__module__ == errors.__name__:
             found.setdefault(id(value), []).append(f"bloomlab.errors.{name}")
@@ -71,6 +87,38 @@ def test_nothing_private_is_in_the_reference():
     for name in entries():
         if not name.startswith("bloomlab.lm_eval"):
             assert name in modules or id(target(name)) in known, name
+
+
+def imported():
+    """Every name that notebooks, README and pages take from a module of the package."""
+    texts = [
+        "".join(cell["source"])
+        for file in (DOCS.parent / "notebooks").glob("*.ipynb")
+        for cell in json.loads(file.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"
+    ]
+    for page in [*DOCS.rglob("*.md"), DOCS.parent / "README.md"]:
+        if page.is_file():
+            code = re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+            texts += map(inspect.cleandoc, code)
+    for text in texts:
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("bloomlab"):
+                yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_what_notebooks_and_pages_import_is_in_the_reference():
+    listed = {id(target(name)) for name in entries() if not name.startswith("bloomlab.lm_eval")}
+    pages = [page.read_text(encoding="utf-8") for page in (DOCS / "reference").glob("*.md")]
+    modules = {f"bloomlab.{name}" for name in MODULES}
+    used = set(imported()) - modules - {"bloomlab.lm_eval.BloomLM"}
+    assert "bloomlab.sizes.need" in used
+    unknown = [
+        name
+        for name in sorted(used - INTERNAL)
+        if id(target(name)) not in listed and not any(f"`{name}`" in page for page in pages)
+    ]
+    assert not unknown, f"not in docs/reference: {unknown}"
 
 
 ROW = re.compile(r"^\| `([\w.{}]+)` \| ([\w ]+) \| .*?(\(\d\))? \|$", re.MULTILINE)

@@ -33,7 +33,7 @@ from bloomlab.experiments.head_gates import LearnedGates, learn_gates
 from bloomlab.experiments.head_importance import head_importance
 from bloomlab.experiments.head_order import HeadOrder, one_shot_order
 from bloomlab.experiments.head_pruning import PruningCurve, prune_curve
-from bloomlab.experiments.head_roles import head_roles
+from bloomlab.experiments.head_roles import head_roles, repeated_tokens
 from bloomlab.experiments.head_search import prune_order
 from bloomlab.experiments.head_tokens import head_tokens, written_tokens
 from bloomlab.experiments.importance import Agreement, Importance
@@ -145,6 +145,7 @@ __all__ = [
     "read_run",
     "read_sae",
     "read_stream",
+    "repeated_tokens",
     "sae_latents",
     "scale_latents",
     "splice_sae",
