@@ -19,7 +19,9 @@ BLOOMS = (  # what a misspelt name may mean: BLOOM and BLOOMZ as bigscience has 
         f"bigscience/{kind}{size}"
         for kind, sizes in {
             "bloom": ("-560m", "-1b1", "-1b7", "-3b", "-7b1", ""),
-            "bloomz": ("-560m", "-1b1", "-1b7", "-3b", "-7b1", "", "-mt", "-p3", "-7b1-mt", "-7b1-p3"),
+            "bloomz": ("-560m", "-1b1", "-1b7", "-3b", "-7b1", ""),
+            "bloomz-7b1": ("-mt", "-p3"),
+            "bloomz-": ("mt", "p3"),
         }.items()
         for size in sizes
     ),
