@@ -18,8 +18,8 @@ from bloomlab.plots.tokens import axis, fitted, isolate, label_room, places, ste
 def lens_figure(
     probability: object,
     top: Sequence[Sequence[str]] | None = None,
-    tokens: Sequence[str] = (),
     *,
+    tokens: Sequence[str],
     layers: Sequence[object] | None = None,
     quantity: str = "probability of the likeliest token",
     title: str = "",

@@ -35,7 +35,7 @@ DRAW = {
     "window": (window_figure, np.array([0.5, 0.25])),
     "score": (lambda values: score_figure(values, values, TOKENS), PATTERN[2]),
     "comparison": (lambda values: comparison_figure(values, values, TOKENS), PATTERN),
-    "lens": (lambda values: lens_figure(values, [TOKENS] * 3, TOKENS), PATTERN),
+    "lens": (lambda values: lens_figure(values, [TOKENS] * 3, tokens=TOKENS), PATTERN),
     "ranks": (lambda values: rank_figure(values, TOKENS), PATTERN),
     "cosines": (lambda values: cosine_figure(values, TOKENS), PATTERN),
     "points": (lambda values: trajectory_figure(values, TOKENS), PATTERN[..., None][:, :, [0, 0]]),

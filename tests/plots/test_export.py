@@ -20,7 +20,7 @@ needs_browser = pytest.mark.skipif(
 
 @pytest.fixture
 def figure():
-    return lens_figure([[0.25, 0.5]], [["x", "<y>"]], ["a", "b"], title="lens")
+    return lens_figure([[0.25, 0.5]], [["x", "<y>"]], tokens=["a", "b"], title="lens")
 
 
 def test_a_page_is_whole(figure, tmp_path):

@@ -11,7 +11,7 @@ TOKENS = ["a", "<i>", "a"]
 
 
 def test_each_cell_holds_its_token_and_its_probability():
-    figure = lens_figure(PROBABILITY, TOP, TOKENS, title="lens")
+    figure = lens_figure(PROBABILITY, TOP, tokens=TOKENS, title="lens")
     (heatmap,) = figure.data
     np.testing.assert_array_equal(heatmap.z, PROBABILITY)
     assert (heatmap.zmin, heatmap.zmax) == (0, 1)
@@ -24,19 +24,19 @@ def test_each_cell_holds_its_token_and_its_probability():
 
 
 def test_layers_run_down_and_equal_tokens_stay_apart():
-    figure = lens_figure(PROBABILITY, TOP, TOKENS)
+    figure = lens_figure(PROBABILITY, TOP, tokens=TOKENS)
     assert figure.layout.yaxis.autorange == "reversed"
     assert list(figure.layout.yaxis.ticktext) == ["0", "1"]
     assert list(figure.layout.xaxis.ticktext) == ["a", "&lt;i&gt;", "a"]
     assert len(set(figure.data[0].x)) == 3
     assert figure.data[0].colorbar.title.text == "probability of the likeliest token"
-    named = lens_figure(PROBABILITY, TOP, TOKENS, layers=["L0", "L0.5"], quantity="sureness")
+    named = lens_figure(PROBABILITY, TOP, tokens=TOKENS, layers=["L0", "L0.5"], quantity="sureness")
     assert list(named.layout.yaxis.ticktext) == ["L0", "L0.5"]
     assert named.data[0].colorbar.title.text == "sureness"
 
 
 def test_predictions_are_drawn_as_the_text_they_are():
-    (heatmap,) = lens_figure(PROBABILITY, TOP, TOKENS).data
+    (heatmap,) = lens_figure(PROBABILITY, TOP, tokens=TOKENS).data
     assert heatmap.text[0][1] == "&lt;b&gt;y&lt;/b&gt;"
     assert heatmap.text[1][2] == "&amp;"
     assert not any("<" in text for row in heatmap.customdata for text in row)
@@ -45,24 +45,24 @@ def test_predictions_are_drawn_as_the_text_they_are():
 @pytest.mark.parametrize("shape", [(4, 60), (200, 3)])
 def test_text_is_left_to_the_hover_where_cells_are_too_small(shape):
     labels = [["word"] * shape[1]] * shape[0]
-    (heatmap,) = lens_figure(np.zeros(shape), labels, ["t"] * shape[1]).data
+    (heatmap,) = lens_figure(np.zeros(shape), labels, tokens=["t"] * shape[1]).data
     assert heatmap.texttemplate is None
     assert "word" in heatmap.customdata[-1][-1]
 
 
 def test_tables_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match=r"expected \(2, 2\)"):
-        lens_figure(PROBABILITY, TOP, TOKENS[:2])
+        lens_figure(PROBABILITY, TOP, tokens=TOKENS[:2])
     with pytest.raises(ShapeError, match="top has shape"):
-        lens_figure(PROBABILITY, TOP[:1], TOKENS)
+        lens_figure(PROBABILITY, TOP[:1], tokens=TOKENS)
     with pytest.raises(ShapeError, match="top has shape"):
-        lens_figure(PROBABILITY, [TOP[0], TOP[1][:2]], TOKENS)
+        lens_figure(PROBABILITY, [TOP[0], TOP[1][:2]], tokens=TOKENS)
     with pytest.raises(ShapeError, match=r"expected \(1, 3\)"):
-        lens_figure(PROBABILITY, TOP, TOKENS, layers=["L0"])
+        lens_figure(PROBABILITY, TOP, tokens=TOKENS, layers=["L0"])
     with pytest.raises(InputError, match="probabilities"):
-        lens_figure(PROBABILITY * 9, TOP, TOKENS)
+        lens_figure(PROBABILITY * 9, TOP, tokens=TOKENS)
     with pytest.raises(InputError, match="nothing to draw"):
-        lens_figure(np.zeros((0, 3)), [], TOKENS)
+        lens_figure(np.zeros((0, 3)), [], tokens=TOKENS)
 
 
 def test_ranks_are_counted_from_one_on_a_logarithmic_axis_with_the_best_on_top():
@@ -112,7 +112,7 @@ def frame(sites=("post",)):
 def test_a_frame_of_predictions_is_drawn_as_its_numbers_are():
     (drawn,) = lens_figure(frame(), tokens=TOKENS).data
     labels = [["t0", "t1", "t2"], ["t3", "t4", "t5"]]
-    assert drawn == lens_figure(PROBABILITY, labels, TOKENS).data[0]
+    assert drawn == lens_figure(PROBABILITY, labels, tokens=TOKENS).data[0]
     both = lens_figure(frame(("mid", "post")), tokens=TOKENS)
     assert list(both.layout.yaxis.ticktext) == ["0 mid", "0 post", "1 mid", "1 post"]
     np.testing.assert_array_equal(both.data[0].z, PROBABILITY[[0, 0, 1, 1]])

@@ -25,4 +25,4 @@ def test_nothing_and_sizes_of_nothing_are_refused():
     with pytest.raises(InputError, match="needs is empty"):
         fit_figure({}, {})
     with pytest.raises(InputError, match="above 0"):
-        fit_figure(NEEDS, {"RAM": 0})
+        fit_figure(NEEDS, {"RAM": 0.0})
