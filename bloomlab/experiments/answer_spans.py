@@ -124,7 +124,6 @@ def marked_answers(
     ]
 
 
-@torch.no_grad()
 def _marked(
     model: Any, questions: Questions, longest: int, progress: bool
 ) -> Iterator[tuple[_Encoded, Int[np.ndarray, " span"], Int[np.ndarray, " span"], int]]:
@@ -139,7 +138,9 @@ def _marked(
         pad = model.config.pad_token_id or 0  # not attended to, so any
         ids = torch.tensor([one.ids + [pad] * (width - len(one.ids)) for one in part])
         seen = torch.tensor([[1] * len(one.ids) + [0] * (width - len(one.ids)) for one in part])
-        output = model(ids.to(model.device), attention_mask=seen.to(model.device), use_cache=False)
+        ids, seen = ids.to(model.device), seen.to(model.device)
+        with torch.no_grad():
+            output = model(ids, attention_mask=seen, use_cache=False)
         pairs = zip(output.start_logits.float().cpu(), output.end_logits.float().cpu(), strict=True)
         for one, (start, end) in zip(part, pairs, strict=True):
             n = len(one.starts)

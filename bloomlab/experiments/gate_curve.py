@@ -27,7 +27,7 @@ def gate_curve(
     tokens: Any,
     heads: Any,
     *,
-    gates: Sequence[float] = GATES,
+    gates: Sequence[float | int] = GATES,
     metric: Any = "cross_entropy",
     positions: Any = None,
     answers: Any = None,
