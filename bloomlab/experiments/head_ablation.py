@@ -18,6 +18,7 @@ from bloomlab.analysis.intervals import bootstrap_mean, standard_error
 from bloomlab.errors import UnknownNameError
 from bloomlab.experiments.dataset import dataset
 from bloomlab.experiments.edits import Evaluations
+from bloomlab.experiments.framed import Framed
 from bloomlab.experiments.heads import Head, checked_mask, edited_columns, head_sets, set_name
 from bloomlab.experiments.metrics import Metric
 from bloomlab.experiments.replacements import KINDS, replacement
@@ -26,8 +27,8 @@ from bloomlab.experiments.stored_runs import KEY
 from bloomlab.experiments.sweep import Sweep
 
 
-@dataclass(frozen=True, kw_only=True)
-class Ablation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Ablation(Framed):
     """Effects of ablating heads, for every example.
 
     Attributes:

@@ -124,7 +124,13 @@ class Metric:
         return Target(ids=after.expand(shape), counts=counts)
 
     def _answers(self, data: Dataset, columns: Tensor) -> Target:
-        ids = torch.as_tensor(self.answers, device=data.tokens.device)
+        try:
+            ids = torch.as_tensor(self.answers, device=data.tokens.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"answers are {self.answers!r}, expected token ids. model.to_single_token(' red') "
+                "gives that of a word that is one token."
+            ) from error
         expected = [len(data), 2] if self.name == "logit_difference" else [len(data)]
         if list(ids.shape) != expected or ids.is_floating_point():
             raise ShapeError("answers", got=ids.shape, expected=f"{expected} token ids")

@@ -32,7 +32,7 @@ def hub_trouble(
     error: Exception, name: str, *, revision: str | None = None, local_files_only: bool = False
 ) -> str:
     """Why there is no model of this name, ending in a full stop; and what may have been meant."""
-    close = difflib.get_close_matches(name, [known for known in BLOOMS if known != name], n=1)
+    close = [] if name in BLOOMS else difflib.get_close_matches(name, BLOOMS, n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     if isinstance(error, GatedRepoError):
         return "the hub gives it only to those who asked for access and are logged in."

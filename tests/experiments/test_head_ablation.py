@@ -219,6 +219,7 @@ def test_intervals_hold_the_mean_and_a_text_is_data(demo):
         ({"metric": "kl", "answers": [1, 2]}, InputError, "takes no answers"),
         ({"answers": [1, 2]}, InputError, "answers stand at one position"),
         ({"answers": [1, 2, 3], "positions": -1}, InputError, r"expected \[2\] token ids"),
+        ({"answers": [" blue", " red"], "positions": -1}, InputError, "expected token ids"),
         ({"columns": [9]}, InputError, "columns is"),
         ({"head_mask": torch.ones(6)}, InputError, "expected .2, 6.: .layer head."),
         ({"reference": tokens(2, 4)}, InputError, "kind 'zero' takes no reference"),
@@ -237,6 +238,11 @@ def test_wrong_input_is_told(arguments, error, message):
     _, ours = pair()
     with pytest.raises(error, match=message):
         ablate_heads(ours, **{"tokens": tokens(2, 9), **arguments})
+
+
+def test_a_result_shows_its_frame():
+    found = ablate_heads(pair()[1], tokens(2, 9))
+    assert repr(found).startswith("Ablation: .frame, the first 6 of 12 rows\n   layer  head")
 
 
 def test_hooks_and_dropout_are_refused():

@@ -217,7 +217,12 @@ def test_what_the_hub_answers_is_said_in_words(error, expected):
 
 @pytest.mark.parametrize(
     ("name", "meant"),
-    [("demmo", "demo"), ("bigscence/blom-560m", "bigscience/bloom-560m"), ("lab/tiny", None)],
+    [
+        ("demmo", "demo"),
+        ("bigscence/blom-560m", "bigscience/bloom-560m"),
+        ("lab/tiny", None),
+        ("bigscience/bloom-560m", None),
+    ],
 )
 def test_a_misspelt_name_is_guessed(name, meant):
     told = hub_trouble(errors.LocalEntryNotFoundError("Got: ConnectError: no route"), name)
