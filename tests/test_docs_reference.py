@@ -40,11 +40,10 @@ def entries():
 
 def target(name):
     """What a dotted name stands for."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError:
-        home, _, last = name.rpartition(".")
+    home, _, last = name.rpartition(".")
+    if home and hasattr(target(home), last):  # an import would hide it behind a folder of its name
         return getattr(target(home), last)
+    return importlib.import_module(name)
 
 
 def public():
