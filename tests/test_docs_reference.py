@@ -1,7 +1,7 @@
 """The reference has every public name once; the table of hook points is the model's."""
 
 import ast
-import importlib
+import importlib.util
 import inspect
 import json
 import re
@@ -41,7 +41,11 @@ def entries():
 def target(name):
     """What a dotted name stands for."""
     home, _, last = name.rpartition(".")
-    if home and hasattr(target(home), last):  # an import would hide it behind a folder of its name
+    try:
+        spec = importlib.util.find_spec(name)
+    except ModuleNotFoundError:  # inside a module
+        spec = None
+    if spec is None or spec.origin is None:  # a folder without code does not hide a function
         return getattr(target(home), last)
     return importlib.import_module(name)
 
