@@ -11,34 +11,11 @@ from transformers.utils import ModelOutput
 import bloomlab as bl
 from tests.tiny import pair, tokens
 
-NAMES = [
-    "BloomConfig",
-    "BloomForCausalLM",
-    "BloomForQuestionAnswering",
-    "BloomForSequenceClassification",
-    "BloomForTokenClassification",
-    "BloomModel",
-    "BloomTokenizer",
-    "BloomTokenizerFast",
-    "BloomlabError",
-    "HeavyHitters",
-    "KVCache",
-    "Lab",
-    "Session",
-    "SinkWindow",
-    "Trace",
-    "analysis",
-    "errors",
-    "experiments",
-    "interventions",
-    "load",
-    "plots",
-    "prune_heads",
-    "prune_layers",
-    "prune_neurons",
-    "prune_vocabulary",
-    "widgets",
-]
+NAMES = (
+    "BloomConfig BloomForCausalLM BloomForQuestionAnswering BloomForSequenceClassification "
+    "BloomForTokenClassification BloomModel BloomTokenizer BloomTokenizerFast BloomlabError KVCache "
+    "Lab Session Trace analysis errors experiments interventions load plots prune_heads widgets"
+).split()
 FORWARD = (
     "input_ids attention_mask head_mask inputs_embeds past_key_values use_cache output_attentions "
     "output_hidden_states return_dict return_type"
